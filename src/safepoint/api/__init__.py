@@ -1,0 +1,1 @@
+"""The public API: checkpoints, managers, policies, whole models."""

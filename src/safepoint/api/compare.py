@@ -1,0 +1,180 @@
+"""Two states compared: structure first, then how far each tensor moved; equal blocks of our own files are not read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safepoint.api.open import Tensors
+from safepoint.codec import BLOCK_BYTES
+from safepoint.repository import Manifest, ModelFile, Workers
+from safepoint.tree import DTYPES, Tensor, TensorSpec, dtype_of, rename
+
+_RUN_ELEMENTS = 64 << 10  # stays in a core's cache, in double precision too
+_THREADS = 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How far a tensor moved, over the blocks that differ.
+
+    Attributes:
+        name: in both, after renaming.
+        relative: Euclidean norm of the difference by that of the first; infinite where that is zero.
+        largest: difference of one element.
+        cosine: of the angle between them, or None where one is zero.
+        share: of all elements, how many changed.
+    """
+
+    name: str
+    relative: float
+    largest: float
+    cosine: float | None
+    share: float
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs between two states; names are the second's, after the first's were renamed.
+
+    Attributes:
+        added: names that only the second has.
+        removed: names that only the first has.
+        reshaped: name → (first, second), shapes differ.
+        retyped: name → (first, second), only dtypes differ.
+        values: name → (first, second), of plain values.
+        moved: tensors whose elements differ, the most first.
+        equal: how many tensors have the same bytes.
+        opaque: names whose bytes differ, of a dtype without numbers.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    reshaped: Mapping[str, tuple[TensorSpec, TensorSpec]]
+    retyped: Mapping[str, tuple[TensorSpec, TensorSpec]]
+    values: Mapping[str, tuple[Any, Any]]
+    moved: tuple[Moved, ...]
+    equal: int
+    opaque: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is none."""
+        named = (self.added, self.removed, self.reshaped, self.retyped, self.values, self.moved, self.opaque)
+        return not any(named)
+
+
+def compare(first: Tensors, second: Tensors, *, rules: Mapping[str, str] | None = None) -> Difference:
+    """Compare two opened states; a few megabytes of memory, whatever their size.
+
+    Args:
+        first: what it was.
+        second: what it became.
+        rules: regular expression → replacement, over the first's names.
+
+    Raises:
+        MismatchError: a rule matches nothing, or makes two names one.
+        CorruptionError: one of them cannot be read as it was written.
+    """
+    theirs = rename(first.tree.leaves, rules)
+    ours = {new: old for old, new in theirs.items()}
+    mine, other = {new: first.specs[old] for new, old in ours.items() if old in first}, second.specs
+    both = [name for name in other if name in mine]
+    reshaped = {name: (mine[name], other[name]) for name in both if mine[name].shape != other[name].shape}
+    retyped = {name: (mine[name], other[name]) for name in both if name not in reshaped and mine[name] != other[name]}
+    plain = {new: first.plain[old] for new, old in ours.items() if old in first.plain}
+    values = {n: (plain[n], v) for n, v in second.plain.items() if n in plain and repr(plain[n]) != repr(v)}
+    names = set(second.tree.leaves)
+    todo = [name for name in both if name not in reshaped]
+    with Workers(_THREADS, "safepoint-compare") as pool:
+        found = list(pool.map(lambda name: _compare(first, ours[name], second, name), todo))
+    moved = sorted((item for item in found if isinstance(item, Moved)), key=lambda item: -item.relative)
+    return Difference(
+        tuple(name for name in second.tree.leaves if name not in ours),
+        tuple(name for name in ours if name not in names),
+        reshaped,
+        retyped,
+        values,
+        tuple(moved),
+        sum(item is None for item in found),
+        tuple(item for item in found if isinstance(item, str)),
+    )
+
+
+def _compare(first: Tensors, old: str, second: Tensors, new: str) -> Moved | str | None:
+    a, b = first.tree.tensors[old], second.tree.tensors[new]
+    if DTYPES[a.spec.dtype].numpy is None or DTYPES[b.spec.dtype].numpy is None:
+        return None if a.spec == b.spec and np.array_equal(a.read(), b.read()) else new
+    running = _Running()
+    for start, stop in _spans(first.source, old, second.source, new, a.spec, b.spec):
+        before, after = _elements(a, start, stop), _elements(b, start, stop)
+        for position in range(0, stop - start, _RUN_ELEMENTS):
+            running.add(before[position : position + _RUN_ELEMENTS], after[position : position + _RUN_ELEMENTS])
+    return running.moved(new, a.spec.num_elements)
+
+
+def _spans(
+    first: object, old: str, second: object, new: str, a: TensorSpec, b: TensorSpec
+) -> Iterator[tuple[int, int]]:
+    """Elements that may differ: of two of our own files, those of blocks whose digests do."""
+    if a != b or not isinstance(first, Manifest | ModelFile) or not isinstance(second, Manifest | ModelFile):
+        step = BLOCK_BYTES // DTYPES[a.dtype].itemsize
+        for start in range(0, a.num_elements, step):
+            yield start, min(a.num_elements, start + step)
+        return
+    itemsize = DTYPES[a.dtype].itemsize
+    pairs = zip(first.stored[old].blocks, second.stored[new].blocks, strict=True)
+    for index, (before, after) in enumerate(pairs):
+        if before.digest != after.digest:
+            start = index * BLOCK_BYTES // itemsize
+            yield start, start + after.length // itemsize
+
+
+def _elements(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
+    itemsize = DTYPES[tensor.spec.dtype].itemsize
+    return tensor.part(start * itemsize, stop * itemsize).view(dtype_of(tensor.spec.dtype))
+
+
+class _Running:
+    """Sums over what came so far, in double precision."""
+
+    def __init__(self) -> None:
+        self._changed = 0
+        self._largest = 0.0
+        self._sums = np.zeros(4)  # of a², b², ab, (b - a)²
+
+    def add(self, before: NDArray[Any], after: NDArray[Any]) -> None:
+        """Take the next elements of both."""
+        same = before.dtype == after.dtype and before.tobytes() == after.tobytes()
+        wide = np.complex128 if "c" in {before.dtype.kind, after.dtype.kind} else np.float64
+        a, b = before.astype(wide), after.astype(wide)
+        if not same:
+            with np.errstate(invalid="ignore", over="ignore"):
+                delta = np.abs(b - a)
+            # What is NaN in both did not change.
+            changed = (a != b) & ~(np.isnan(a) & np.isnan(b))
+            self._changed += int(np.count_nonzero(changed))
+            finite = np.where(changed, np.where(np.isnan(delta), np.inf, delta), 0.0)
+            self._largest = max(self._largest, float(finite.max(initial=0.0)))
+            self._sums[3] += float(np.dot(finite, finite))
+        x, y = np.where(np.isfinite(a), a, 0), np.where(np.isfinite(b), b, 0)
+        with np.errstate(over="ignore"):
+            self._sums[:3] += [np.vdot(x, x).real, np.vdot(y, y).real, np.vdot(x, y).real]
+
+    def moved(self, name: str, elements: int) -> Moved | None:
+        """What they amount to; None: nothing changed."""
+        if not self._changed:
+            return None
+        a, b, ab, delta = map(float, self._sums)
+        if not all(map(math.isfinite, (a, b, ab))):  # squares beyond double precision
+            return Moved(name, math.inf, self._largest, None, self._changed / elements)
+        relative = math.sqrt(delta / a) if a else math.inf
+        cosine = ab / math.sqrt(a * b) if a and b else None
+        return Moved(name, relative, self._largest, cosine, self._changed / elements)

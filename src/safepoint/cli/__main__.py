@@ -1,0 +1,5 @@
+"""`python -m safepoint.cli`."""
+
+from safepoint.cli import main
+
+main()

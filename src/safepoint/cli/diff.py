@@ -1,0 +1,160 @@
+"""`safepoint diff`: what changed between two snapshots or files, structure first, then how far each tensor moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from safepoint.cli.command import command
+from safepoint.cli.text import count, plain
+from safepoint.errors import MismatchError, UnsupportedError
+
+if TYPE_CHECKING:
+    from safepoint.api.compare import Difference, Moved
+
+
+@command(
+    short="Show what changed between two snapshots or files.",
+    examples=[
+        "safepoint diff runs/digits@0 runs/digits@best",
+        "safepoint diff base.safetensors tuned.pt --rename '^bert[.]=encoder.'",
+        "safepoint diff a.pt b.pt --top 10 --md",
+    ],
+    quiet="Print names only, one a line.",
+)
+@click.argument("first")
+@click.argument("second")
+@click.option("--rename", multiple=True, metavar="REGEX=NEW", help="Rename the first's tensors; may be repeated.")
+@click.option("--top", type=click.IntRange(min=1), help="Show only the N that moved most.")
+@click.option("--md", "as_md", is_flag=True, help="Markdown, for a pull request.")
+@click.option("--exit-code", is_flag=True, help="Exit code 4 if anything differs.")
+def diff(
+    first: str,
+    second: str,
+    rename: tuple[str, ...],
+    top: int | None,
+    as_md: bool,
+    exit_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Show what changed between two snapshots, models or files of any format.
+
+    First what was added, removed, reshaped and retyped; then, for each tensor that moved, the most first: the norm of
+    the difference by that of the first, the largest difference, the cosine, and the share of elements that changed.
+    Between snapshots and models of safepoint, blocks that are equal are not read, and the numbers are over those that
+    differ.
+    """
+    from safepoint.api.compare import compare
+    from safepoint.api.open import open as open_any
+    from safepoint.cli.output import emit, emit_lines
+
+    with open_any(first) as before, open_any(second) as after:
+        found = compare(before, after, rules=_rules(rename))
+    moved = found.moved[:top]
+    if quiet:
+        named = [*found.added, *found.removed, *found.reshaped, *found.retyped, *found.values]
+        emit_lines(list(dict.fromkeys([*named, *(item.name for item in moved), *found.opaque])))
+    elif as_json:
+        emit(_document(first, second, found, moved))
+    elif as_md:
+        _print_markdown(first, second, found, moved)
+    else:
+        _print(first, second, found, moved)
+    return MismatchError.exit_code if exit_code and not found.is_empty else 0
+
+
+def _rules(rename: tuple[str, ...]) -> dict[str, str] | None:
+    rules: dict[str, str] = {}
+    for rule in rename:
+        pattern, equals, new = rule.partition("=")
+        if not equals:
+            raise UnsupportedError(f"--rename {rule!r} has no =", expected="REGEX=NEW", hint="--rename '^old=new'")
+        rules[pattern] = new
+    return rules or None
+
+
+def _structure(found: Difference) -> list[tuple[str, str, str]]:
+    """(what happened, name, how)."""
+    from safepoint.tree import describe
+
+    rows = [("added", name, "") for name in found.added]
+    rows += [("removed", name, "") for name in found.removed]
+    rows += [("reshaped", name, f"{a} → {b}") for name, (a, b) in found.reshaped.items()]
+    rows += [("retyped", name, f"{a} → {b}") for name, (a, b) in found.retyped.items()]
+    rows += [("value", name, f"{describe(a)} → {describe(b)}") for name, (a, b) in found.values.items()]
+    return rows + [("bytes", name, "") for name in found.opaque]
+
+
+def _numbers(item: Moved) -> list[str]:
+    cosine = "" if item.cosine is None else f"{item.cosine:.4f}"
+    return [f"{item.relative:.3g}", f"{item.largest:.3g}", cosine, f"{100 * item.share:.3g} %"]
+
+
+def _title(found: Difference, moved: tuple[Moved, ...]) -> str:
+    hidden = len(found.moved) - len(moved)
+    more = f" ({hidden:,} not shown)" if hidden else ""
+    return f"{count(len(found.moved), 'tensor')} moved{more}, {found.equal:,} equal"
+
+
+def _print(first: str, second: str, found: Difference, moved: tuple[Moved, ...]) -> None:
+    from safepoint.cli.output import cell, headline, stdout, table
+
+    console = stdout()
+    console.print(headline((first, "bold"), (second, "bold"), (_title(found, moved), "bold cyan")))
+    structure = _structure(found)
+    if structure:
+        rows = table("", "name", "", fold=("name",))
+        for what, name, how in structure:
+            rows.add_row(cell(what, "cyan"), cell(name), cell(how))
+        console.print()
+        console.print(rows)
+    if moved:
+        columns = ("relative", "largest", "cosine", "changed")
+        rows = table("name", *columns, right=columns, fold=("name",))
+        for item in moved:
+            rows.add_row(cell(item.name), *map(cell, _numbers(item)))
+        console.print()
+        console.print(rows)
+
+
+def _print_markdown(first: str, second: str, found: Difference, moved: tuple[Moved, ...]) -> None:
+    lines = [f"**{_escaped(first)} → {_escaped(second)}**: {_title(found, moved)}", ""]
+    lines += [f"- {what} `{_escaped(name)}` {_escaped(how)}".rstrip() for what, name, how in _structure(found)]
+    if moved:
+        lines += ["", "| name | relative | largest | cosine | changed |", "|---|---:|---:|---:|---:|"]
+        lines += [f"| `{_escaped(item.name)}` | {' | '.join(_numbers(item))} |" for item in moved]
+    click.echo("\n".join(lines))
+
+
+def _escaped(text: str) -> str:
+    """Text that cannot end a cell, a code span or start markup."""
+    return plain(text).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+
+
+def _document(first: str, second: str, found: Difference, moved: tuple[Moved, ...]) -> dict[str, Any]:
+    from safepoint.cli.subject import as_json
+
+    return {
+        "first": first,
+        "second": second,
+        "same": found.is_empty,
+        "equal": found.equal,
+        "added": list(found.added),
+        "removed": list(found.removed),
+        "reshaped": {name: [str(a), str(b)] for name, (a, b) in found.reshaped.items()},
+        "retyped": {name: [str(a), str(b)] for name, (a, b) in found.retyped.items()},
+        "values": {name: [as_json(a), as_json(b)] for name, (a, b) in found.values.items()},
+        "bytes": list(found.opaque),
+        "moved": [
+            {
+                "name": item.name,
+                "relative": as_json(item.relative),
+                "largest": as_json(item.largest),
+                "cosine": as_json(item.cosine),
+                "share": item.share,
+            }
+            for item in moved
+        ],
+    }

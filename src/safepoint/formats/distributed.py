@@ -1,0 +1,200 @@
+"""PyTorch's distributed checkpoints: a folder of many ranks' files, and `.metadata` that says what is where.
+
+`.metadata` is a pickle, which PyTorch itself loads unrestricted; here it goes through `pickles`. Each part of a tensor
+is a small PyTorch file inside a rank's. Source: `metadata.py`, `filesystem.py` in `torch/distributed/checkpoint`, 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from safepoint.errors import CorruptionError, UnsupportedError, UntrustedError
+from safepoint.formats.contents import Contents, check_inside, checked_shape
+from safepoint.formats.cursor import Cursor
+from safepoint.formats.files import File, Folder, Window
+from safepoint.formats.members import Archive
+from safepoint.formats.pickles import Build, Global, Pairs, Record, Unpickler
+from safepoint.formats.pytorch import archive_prefix, read_archive
+from safepoint.formats.torch_names import dtype_of_name, is_inert, names
+from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, dtype_of
+from safepoint.tree.leaves import Bytes
+
+METADATA = ".metadata"
+_MODULE = "torch.distributed.checkpoint"
+_MAX_PARTS = 5_000_000
+_MAX_VALUE_BYTES = 16 << 20
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a part is: a stretch of a rank's file."""
+
+    path: str
+    offset: int
+    length: int
+
+
+def read(folder: Path) -> Contents:
+    """The contents of a checkpoint folder, whatever the number of ranks that wrote it.
+
+    Raises:
+        UntrustedError: its `.metadata` names something that no checkpoint has.
+        CorruptionError: parts that do not make up their tensor, or lie elsewhere.
+        NotFoundError: a rank's file is missing.
+    """
+    files = Folder(folder)
+    index = files.open(METADATA)
+    try:
+        cursor = Cursor(index.read, 0, index.num_bytes, file=index.path)
+        document = _fields(Unpickler(cursor, _names(), inert=is_inert).load(), index.path)
+    finally:
+        index.close()
+    places = {_index(key): _place(value, index.path) for key, value in _pairs(document.get("storage_data"))}
+    opened = {path: files.open(path) for path in sorted({place.path for place in places.values()})}
+    for place in places.values():
+        check_inside(opened[place.path], place.offset, place.length)
+    leaves: dict[str, Leaf] = {}
+    left_out: dict[str, str] = {}
+    try:
+        for name, described in _pairs(document.get("state_dict_metadata")):
+            if not isinstance(name, str) or name in leaves:
+                raise CorruptionError(f"{index.path} has a name twice", file=index.path, name=str(name)[:80])
+            if isinstance(described, Record) and described.name.name == "BytesStorageMetadata":
+                try:
+                    leaves |= _value(name, places.get((name, None)), opened, index.path)
+                except (UntrustedError, UnsupportedError) as error:
+                    left_out[name] = error.message
+            else:
+                leaves[name] = _tensor(name, _fields(described, index.path), places, opened, index.path)
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CorruptionError(f"{index.path} is damaged", file=index.path, found=error) from error
+    metadata: dict[str, Any] = {"files": list(opened)} | ({"not_read": left_out} if left_out else {})
+    title = f"PyTorch distributed checkpoint, {len(opened)} files"
+    tree = StateTree(leaves)
+    return Contents("distributed", title, "PyTorch", str(folder), tree, metadata, tuple(opened.values()))
+
+
+def _tensor(
+    name: str,
+    described: Mapping[str, Any],
+    places: Mapping[tuple[str, tuple[int, ...] | None], _Place],
+    opened: Mapping[str, File],
+    file: str,
+) -> Tensor:
+    properties = described["properties"]
+    state = properties.state if isinstance(properties, Record) else None
+    dtype = state[0] if isinstance(state, tuple) else _fields(properties, file).get("dtype")
+    spec = TensorSpec(checked_shape(described["size"], file=file, name=name), dtype_of_name(dtype))
+    parts: list[tuple[tuple[int, ...], TensorSpec, _Place]] = []
+    for chunk in described["chunks"]:
+        fields = _fields(chunk, file)
+        offsets = checked_shape(fields["offsets"], file=file, name=name)
+        part = TensorSpec(checked_shape(fields["sizes"], file=file, name=name), spec.dtype)
+        ends = [start + size for start, size in zip(offsets, part.shape, strict=True)]
+        place = places.get((name, offsets))
+        if len(ends) != len(spec.shape) or any(e > n for e, n in zip(ends, spec.shape, strict=True)) or place is None:
+            raise CorruptionError(f"{file} is damaged: a part of {name[:80]}", file=file, name=name)
+        parts.append((offsets, part, place))
+    if sum(part.num_elements for _, part, _ in parts) != spec.num_elements:
+        raise CorruptionError(f"{file} is damaged: the parts of {name[:80]} do not make it up", file=file, name=name)
+    if len(parts) == 1:
+        ((_, part, place),) = parts
+        return Tensor(
+            spec,
+            lambda: _part(place, part, opened, name).read(),
+            read_range=lambda start, stop: _part(place, part, opened, name).part(start, stop),
+        )
+    return Tensor(spec, partial(_joined, spec, parts, opened, name))
+
+
+def _joined(
+    spec: TensorSpec, parts: list[tuple[tuple[int, ...], TensorSpec, _Place]], opened: Mapping[str, File], name: str
+) -> Bytes:
+    out = np.empty(spec.shape, dtype_of(spec.dtype))
+    for offsets, part, place in parts:
+        box = tuple(slice(start, start + size) for start, size in zip(offsets, part.shape, strict=True))
+        out[box] = _part(place, part, opened, name).numpy()
+    return out.reshape(-1).view(np.uint8)
+
+
+def _part(place: _Place, spec: TensorSpec, opened: Mapping[str, File], name: str) -> Tensor:
+    """The tensor in a part's own little file."""
+    leaves = _contents(place, opened).tree.leaves
+    leaf = leaves.get("")
+    if not isinstance(leaf, Tensor) or leaf.spec != spec:
+        raise CorruptionError(
+            f"{place.path} is damaged: a part of {name[:80]}",
+            file=place.path,
+            name=name,
+            expected=spec,
+            found=leaf.spec if isinstance(leaf, Tensor) else "no tensor",
+        )
+    return leaf
+
+
+def _value(name: str, place: _Place | None, opened: Mapping[str, File], file: str) -> dict[str, Leaf]:
+    if place is None or place.length > _MAX_VALUE_BYTES:
+        raise CorruptionError(f"{file} is damaged: {name[:80]} is nowhere, or too large", file=file, name=name)
+    found = _contents(place, opened).tree.leaves
+    return {f"{name}/{key}" if key else name: leaf for key, leaf in found.items()}
+
+
+def _contents(place: _Place, opened: Mapping[str, File]) -> Contents:
+    archive = Archive(Window(opened[place.path], place.offset, place.length))
+    prefix = archive_prefix(archive)
+    if prefix is None:
+        raise CorruptionError(f"{place.path} is damaged: a part that is no PyTorch file", file=place.path)
+    return read_archive(archive, prefix)
+
+
+def _pairs(value: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(value, Pairs) or len(value.pairs) > _MAX_PARTS:
+        raise TypeError("no dictionary")
+    return value.pairs
+
+
+def _fields(value: Any, file: str) -> dict[str, Any]:
+    """The state of a dataclass."""
+    if not isinstance(value, Record) or not isinstance(value.state, Pairs):
+        raise CorruptionError(f"{file} is damaged: no metadata of a checkpoint", file=file)
+    return {key: content for key, content in value.state.pairs if isinstance(key, str)}
+
+
+def _index(value: Any) -> tuple[str, tuple[int, ...] | None]:
+    fields = _fields(value, METADATA)
+    offset = fields.get("offset")
+    return str(fields["fqn"]), None if offset is None else checked_shape(offset, file=METADATA, name="an index")
+
+
+def _place(value: Any, file: str) -> _Place:
+    fields = _fields(value, file)
+    if fields.get("transform_descriptors"):
+        raise UnsupportedError(f"{file} has transformed (compressed) parts", hint="save it without extensions")
+    path, offset, length = fields["relative_path"], fields["offset"], fields["length"]
+    if not isinstance(path, str) or type(offset) is not int or type(length) is not int:
+        raise CorruptionError(f"{file} is damaged: a place that is none", file=file)
+    return _Place(path, offset, length)
+
+
+def _names() -> Mapping[Global, Build]:
+    found = dict(names())
+    classes = {
+        f"{_MODULE}.metadata": (
+            "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
+            "MetadataIndex", "StorageMeta",
+        ),
+        f"{_MODULE}.filesystem": ("_StorageInfo",),
+    }  # fmt: skip
+    for module, members in classes.items():
+        for member in members:
+            name = Global(module, member)
+            found[name] = partial(Record, name)
+    found[Global(f"{_MODULE}.metadata", "_MEM_FORMAT_ENCODING")] = lambda arguments: str(arguments)[:40]
+    return found

@@ -1,0 +1,37 @@
+"""The hub: everything safepoint saves or loads is a state tree, leaves by name and a skeleton."""
+
+from safepoint.tree.dtypes import DTYPES, DType, dtype_name, dtype_of
+from safepoint.tree.leaves import Leaf, Tensor, TensorSpec, Value, bytes_of, describe, is_value
+from safepoint.tree.match import Match, match
+from safepoint.tree.names import check_name, join_name, matches, nearest, rename, select
+from safepoint.tree.skeleton import Branch, LeafRef, Node
+from safepoint.tree.slicing import take
+from safepoint.tree.state_tree import StateTree, assign
+
+__all__ = [
+    "DTYPES",
+    "Branch",
+    "DType",
+    "Leaf",
+    "LeafRef",
+    "Match",
+    "Node",
+    "StateTree",
+    "Tensor",
+    "TensorSpec",
+    "Value",
+    "assign",
+    "bytes_of",
+    "check_name",
+    "describe",
+    "dtype_name",
+    "dtype_of",
+    "is_value",
+    "join_name",
+    "match",
+    "matches",
+    "nearest",
+    "rename",
+    "select",
+    "take",
+]

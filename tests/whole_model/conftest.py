@@ -1,0 +1,23 @@
+"""Keras runs on TensorFlow here; other backends have processes of their own (`test_backends.py`)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/whole_model" in item.nodeid:
+            item.add_marker(pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    import keras
+
+    keras.utils.set_random_seed(7)
