@@ -41,7 +41,7 @@ frameworks: $(FULL)/.installed
 	$(FULL)/bin/python -m pytest --frameworks -n 2 --dist loadgroup
 
 torture: $(FULL)/.installed
-	@$(FULL)/bin/python -m pytest tests/torture -n 2 --maxschedchunk 1 -o faulthandler_timeout=0 --scale $(SCALE) --report docs/reliability-results
+	@$(FULL)/bin/python -m pytest tests/torture -n 2 --maxschedchunk 1 -o faulthandler_timeout=0 -o timeout=0 --scale $(SCALE) --report docs/reliability-results
 
 bench: $(FULL)/.installed
 	@$(FULL)/bin/python $(PIP_INSTALL) -r benchmarks/requirements.txt

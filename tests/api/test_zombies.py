@@ -17,6 +17,7 @@ from tests.crash.scenario import check_nothing_is_left
 from safepoint import Checkpoint, CheckpointManager
 from safepoint.errors import ConflictError
 from safepoint.repository import Repository
+from safepoint.store import LocalStore
 
 ROUNDS = 8
 OLD, NEW = 0, 1
@@ -55,11 +56,10 @@ def test_one_that_wakes_up_is_told_and_mixes_nothing(tmp_path: Path) -> None:
     rng = random.Random(seed)
     for turn in range(ROUNDS):
         root = tmp_path / f"r{turn}"
-        zombie = Child(lambda say, root=root: train(root, OLD, say, 10_000))
+        zombie = Child(lambda say, root=root: train(root, OLD, say, 300))
         while not (root / "snapshots").exists():
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.06))
-        os.kill(zombie.pid, signal.SIGSTOP)  # anywhere: between two saves, or in the middle of one
+        stop_somewhere(zombie.pid, root, rng)
         said: list[object] = []
         train(root, NEW, said.append, 4)
         os.kill(zombie.pid, signal.SIGCONT)
@@ -67,6 +67,37 @@ def test_one_that_wakes_up_is_told_and_mixes_nothing(tmp_path: Path) -> None:
         code, lines = zombie.wait()
         assert (code, lines[-2:]) == (0, ["conflict", "conflict again"]), f"seed {seed}"
         check(root, [int(line) for line in lines[:-2]], said, f"seed {seed}")
+
+
+def test_one_that_commits_while_another_resumes_is_continued(tmp_path: Path, monkeypatch) -> None:
+    """Its snapshot is restored, so the next save is not in conflict with it."""
+    root = tmp_path / "r"
+    train(root, OLD, [].append, 1)
+    look = CheckpointManager._look
+
+    def commit_after(manager: CheckpointManager) -> int:
+        newest = look(manager)
+        monkeypatch.undo()
+        train(root, OLD, [].append, 1)
+        return newest
+
+    monkeypatch.setattr(CheckpointManager, "_look", commit_after)
+    said: list[object] = []
+    train(root, NEW, said.append, 2)
+    assert said == [2, 3]
+
+
+def stop_somewhere(pid: int, root: Path, rng: random.Random) -> None:
+    """Between two saves or in the middle of one, but not in a collection: while it sleeps with that lock all wait."""
+    while True:
+        time.sleep(rng.uniform(0, 0.06))
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)
+        try:
+            with LocalStore(root).lock(exclusive=False, wait=False):
+                return
+        except ConflictError:
+            os.kill(pid, signal.SIGCONT)
 
 
 def check(root: Path, old: list[int], said: list[object], why: str) -> None:

@@ -170,6 +170,8 @@ class CheckpointManager:
             self._reserve()
             return 0
         snapshots, damaged = self._repository.history()
+        # Of the listing that is restored from: whoever committed before it is continued, who comes after it conflicts.
+        self._newest = max((*snapshots, *damaged), default=newest)
         resumption = Resumption(self._checkpoint, self._repository, patterns, self._random, self._config, self._ranks)
         restored, report = resumption.run(snapshots, damaged)
         self._history = lineage(snapshots, restored.number)
