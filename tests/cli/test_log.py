@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,45 @@ def test_the_newest_comes_first_with_the_names_that_hold(run: Repository, safepo
     run.tag("id:1", "release-1")
     lines = safepoint("log", "runs/digits").out.splitlines()
     assert lines[0].startswith("runs/digits  ·  5 snapshots  ·  ")
-    assert lines[2].split() == ["id", "step", "saved", "loss", "accuracy", "size", "new"]
-    assert [line.split()[:2] for line in lines[3:]] == [["4", "49"], ["3", "39"], ["2", "29"], ["1", "19"], ["0", "9"]]
-    assert lines[3].rstrip().endswith("latest")
-    assert lines[5].rstrip().endswith("best")
-    assert lines[6].rstrip().endswith("release-1")
+    table = lines[6:]
+    assert table[0].split() == ["id", "step", "saved", "loss", "accuracy", "size", "new"]
+    assert [line.split()[:2] for line in table[1:]] == [["4", "49"], ["3", "39"], ["2", "29"], ["1", "19"], ["0", "9"]]
+    assert table[1].rstrip().endswith("latest")
+    assert table[3].rstrip().endswith("best")
+    assert table[4].rstrip().endswith("release-1")
+
+
+def test_metrics_are_drawn_from_step_to_step_with_their_best_and_the_tags(run: Repository, safepoint) -> None:
+    run.tag("id:1", "release-1")
+    run.delete("id:2")
+    lines = safepoint("log", "runs/digits").out.splitlines()
+    assert [line.rstrip() for line in lines[2:5]] == [
+        "loss      █▅▁▅█  2.25 → 2.25, best 1.25 at step 19",  # the best one, number 2, was given up
+        "accuracy  ▁▁▁▁▁  0.5 → 0.5, best 0.5 at step 9",
+        "tags      release-1 (step 19)",
+    ]
+    document = safepoint("log", "runs/digits", "--json").json
+    assert document["best"]["loss"] == {"reference": "runs/digits@id:1", "step": 19, "value": 1.25}
+    assert document["tags"] == {"release-1": "runs/digits@id:1"}
+
+
+def test_what_deduplication_saves_is_said(run: Repository, safepoint) -> None:
+    document = safepoint("log", "runs/digits", "--json").json
+    assert document["logical_bytes"] == 5 * 42_600
+    same = tree(49)
+    for step in range(50, 60):
+        run.commit(same, step=step)
+    first = safepoint("log", "runs/digits").out.splitlines()[0]
+    assert first.endswith(" on disk for 639 kB (60 % less)")
+
+
+def test_a_thousand_snapshots_are_listed_without_opening_a_pack(run: Repository, safepoint, monkeypatch) -> None:
+    opened = []
+    real = os.open
+    monkeypatch.setattr("os.open", lambda path, *rest, **named: opened.append(str(path)) or real(path, *rest, **named))
+    assert safepoint("log", "runs/digits").code == 0
+    assert not [path for path in opened if "/packs/" in path]
+    assert len([path for path in opened if "/snapshots/" in path]) == 5
 
 
 def test_json_is_one_document_with_these_fields(run: Repository, safepoint) -> None:
@@ -28,7 +63,8 @@ def test_json_is_one_document_with_these_fields(run: Repository, safepoint) -> N
     assert result.err == ""
     document = result.json
     assert list(document) == [
-        "repository", "id", "num_snapshots", "num_pruned", "stored_bytes", "snapshots", "damaged"
+        "repository", "id", "num_snapshots", "num_pruned", "logical_bytes", "stored_bytes", "best", "tags", "snapshots",
+        "damaged",
     ]  # fmt: skip
     assert document["repository"] == "runs/digits"
     assert document["num_snapshots"] == 5

@@ -32,8 +32,9 @@ _COLUMN_GAP = 2
 def log(run: str, limit: int | None, pruned: bool, as_json: bool, quiet: bool) -> None:
     """List the snapshots of a run, the newest first.
 
-    Each with its step, time, metrics, the bytes it holds and those it had to write (the rest was there already), and
-    the references that name it. --json and --quiet list all unless --limit is given.
+    Above them the metrics from step to step, with the best that is still there, and the tags. Then each snapshot with
+    its step, time, metrics, the bytes it holds and those it had to write (the rest was there already), and the
+    references that name it. --json and --quiet list all unless --limit is given.
     """
     from safepoint.cli.output import emit, emit_lines
     from safepoint.cli.subject import find_run, reference_of
@@ -59,21 +60,22 @@ def _document(
     snapshots: dict[int, Snapshot],
     damaged: dict[int, CorruptionError],
 ) -> dict[str, object]:
+    from safepoint.cli.overview import documents
     from safepoint.cli.subject import reference_of, snapshot_document
 
-    names = _references(snapshots)
+    names, line = _references(snapshots), _newest_lineage(snapshots)
     return {
         "repository": repository.location,
         "id": repository.id,
         "num_snapshots": sum(not s.pruned for s in snapshots.values()),
         "num_pruned": sum(s.pruned for s in snapshots.values()),
-        "stored_bytes": _stored_bytes(repository),
+        **documents(repository, snapshots),
         "snapshots": [
             {
                 "reference": reference_of(repository, snapshot.number),
                 **snapshot_document(snapshot),
                 "named": names.get(snapshot.number, []),
-                "lineage": snapshot.number in _newest_lineage(snapshots),
+                "lineage": snapshot.number in line,
             }
             for snapshot in chosen
         ],
@@ -91,15 +93,13 @@ def _print(
     damaged: dict[int, CorruptionError],
 ) -> None:
     from safepoint.cli.output import cell, headline, stderr, stdout, table
+    from safepoint.cli.overview import bytes_in_words, logical_bytes, print_overview, stored_bytes
 
     console = stdout()
-    console.print(
-        headline(
-            (repository.location, "bold"),
-            (count(sum(not s.pruned for s in snapshots.values()), "snapshot"), ""),
-            (f"{size(_stored_bytes(repository))} on disk", ""),
-        )
-    )
+    kept = sum(not snapshot.pruned for snapshot in snapshots.values())
+    held = bytes_in_words(logical_bytes(snapshots), stored_bytes(repository))
+    console.print(headline((repository.location, "bold"), (count(kept, "snapshot"), ""), (held, "")))
+    print_overview(console, snapshots)
     if not chosen:
         console.print(cell(_why_nothing(snapshots, damaged), "dim"))
     else:
@@ -201,8 +201,3 @@ def _width(fixed: Sequence[Sequence[Text]], named: Sequence[Text]) -> int:
     heads = ("id", "step", "saved", "size", "new")
     columns = [max(len(head), *(row[i].cell_len for row in fixed)) for i, head in enumerate(heads)]
     return sum(columns) + len(columns) * _COLUMN_GAP + min(20, max(name.cell_len for name in named)) + _COLUMN_GAP
-
-
-def _stored_bytes(repository: Repository) -> int:
-    store = repository.store
-    return sum(store.size(f"packs/{name}") for name in store.list("packs"))

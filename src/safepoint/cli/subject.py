@@ -21,20 +21,27 @@ def find(text: str) -> tuple[Repository, str | None] | Path:
         NotFoundError: there is neither; says where runs are, if it is a folder of them.
     """
     from safepoint.api.references import split_reference
-    from safepoint.formats import is_known_file, is_known_folder
     from safepoint.repository import Repository
 
     name, reference = split_reference(text)
     path = Path(name)
-    model = path / _MODEL if (path / _MODEL).is_file() and not (path / _MARKER).exists() else path
-    foreign = is_known_folder(name) if model.is_dir() else is_known_file(name)
-    if (foreign and not (path / _MARKER).exists()) or model.is_file():
+    model = None if (path / _MARKER).exists() else _file_at(path)
+    if model is not None:
         if reference is not None:
             raise NotFoundError(f"{name} is a file and has no snapshots", hint=f"leave @{reference} away")
         return model
     repository = Repository(name)
     _ = repository.id  # raises where there is none
     return repository, reference
+
+
+def _file_at(path: Path) -> Path | None:
+    """The file or folder of tensors at `path`, if it is one."""
+    from safepoint.formats import is_known_file, is_known_folder
+
+    model = path / _MODEL if (path / _MODEL).is_file() else path
+    foreign = is_known_folder(str(path)) if model.is_dir() else is_known_file(str(path))
+    return model if foreign or model.is_file() else None
 
 
 def find_run(text: str) -> Repository:
