@@ -189,14 +189,16 @@ class Tensors(Mapping[str, LazyTensor]):
         return f"<{self.title} {self.location}: {len(self)} tensors, {self.tree.num_bytes:,} bytes>"
 
     def stats(self) -> Mapping[str, Stats]:
-        """Name → statistics of each tensor that has numbers; reads them all, piece by piece.
+        """Name → statistics of each tensor that has numbers; reads them all, block by block.
+
+        What is found of a snapshot's blocks is kept in the repository's folder `derived/`, where it can be written to.
 
         Raises:
             CorruptionError: one is not what was written.
         """
         from safepoint.api.stats import measure
 
-        return measure(self._tensors)
+        return measure(self._tensors, source=self.source)
 
     def diff(self, other: Tensors, *, rename: Mapping[str, str] | None = None) -> Difference:
         """What differs in `other`, as `safepoint diff` shows it.

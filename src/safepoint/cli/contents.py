@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 from safepoint.cli.text import count, size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from safepoint.tree import Leaf
 
 _MANY_VALUES = 4
@@ -71,6 +73,21 @@ def documents(leaves: Mapping[str, Leaf]) -> dict[str, list[dict[str, Any]]]:
         else:
             values.append({"name": name, "value": encode_value(leaf)})
     return {"tensors": tensors, "values": values}
+
+
+def print_leaves(console: Console, leaves: Mapping[str, Leaf], depth: int | None) -> None:
+    """The tree as a table for people."""
+    from rich.text import Text
+
+    from safepoint.cli.output import cell, guides, table
+
+    lines = table("name", "type", "shape or value", "size", right=("size",), fold=("name", "shape or value"))
+    for row in rows(leaves, depth=depth):
+        style = "bold" if len(row.guides) == 1 else ""
+        name = Text.assemble((guides(row.guides, console), "dim"), cell(row.label, style), overflow="fold")
+        lines.add_row(name, cell(row.kind, "cyan"), cell(row.content), cell(row.size, "dim" if row.is_branch else ""))
+    console.print()
+    console.print(lines)
 
 
 def _parts(name: str) -> list[str]:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from safepoint.api.stats import Stats
     from safepoint.tree import Tensor
 
-NUMBERS = ("min", "max", "mean", "std", "norm", "zeros", "nan", "inf")
+NUMBERS = (
+    "min", "max", "mean", "std", "norm", "zeros", "nan", "inf", "dead_rows", "dead_columns",
+    "q01", "q05", "q25", "q50", "q75", "q95", "q99",
+)  # fmt: skip
+_WIDE = 120  # columns of a terminal that has room for quantiles
 
 
 def in_order(tensors: Mapping[str, Tensor], stats: Mapping[str, Stats] | None, sort: str | None) -> dict[str, Tensor]:
@@ -36,7 +40,7 @@ def numbers_of(stats: Stats | None) -> dict[str, float | int | None]:
     """For programs."""
     if stats is None:
         return dict.fromkeys(NUMBERS)
-    values = (
+    values: tuple[float | int | None, ...] = (
         stats.minimum,
         stats.maximum,
         stats.mean,
@@ -45,6 +49,9 @@ def numbers_of(stats: Stats | None) -> dict[str, float | int | None]:
         stats.zeros,
         stats.nans,
         stats.infinities,
+        stats.dead_rows,
+        stats.dead_columns,
+        *(stats.quantiles or (None,) * 7),
     )
     return dict(zip(NUMBERS, values, strict=True))
 
@@ -57,7 +64,8 @@ def documents(tensors: Mapping[str, Tensor], stats: Mapping[str, Stats] | None) 
         row = {"name": name, "dtype": spec.dtype, "shape": list(spec.shape), "num_bytes": spec.num_bytes}
         if stats is not None:
             one = stats.get(name)
-            row |= {**numbers_of(one), "problems": [] if one is None else list(one.problems)}
+            row |= {**numbers_of(one), "same_as": None if one is None else one.same_as}
+            row["problems"] = [] if one is None else list(one.problems)
         found.append(row)
     return found
 
@@ -65,10 +73,14 @@ def documents(tensors: Mapping[str, Tensor], stats: Mapping[str, Stats] | None) 
 def write_csv(tensors: Mapping[str, Tensor], stats: Mapping[str, Stats] | None) -> None:
     """Rows for a spreadsheet, with a header."""
     writer = csv.writer(sys.stdout)
-    writer.writerow(["name", "dtype", "shape", "elements", "bytes", *([] if stats is None else NUMBERS)])
+    writer.writerow(["name", "dtype", "shape", "elements", "bytes", *([] if stats is None else [*NUMBERS, "problems"])])
     for name, tensor in tensors.items():
         spec = tensor.spec
-        numbers = [] if stats is None else ["" if n is None else n for n in numbers_of(stats.get(name)).values()]
+        numbers: list[object] = []
+        if stats is not None:
+            one = stats.get(name)
+            numbers = ["" if n is None else n for n in numbers_of(one).values()]
+            numbers.append(_harmless("" if one is None else ", ".join(one.problems)))
         shape = "x".join(map(str, spec.shape))
         writer.writerow([_harmless(name), spec.dtype, shape, spec.num_elements, spec.num_bytes, *numbers])
 
@@ -85,10 +97,11 @@ def print_rows(console: Console, tensors: Mapping[str, Tensor], stats: Mapping[s
 
     from safepoint.cli.output import cell, table
 
-    columns = ["size"] if stats is None else ["mean", "std", "range", "norm"]
+    wide = console.width >= _WIDE
+    columns = ["size"] if stats is None else [*["mean", "std", "range", "norm"], *(["5 %", "median", "95 %"] * wide)]
     problems = stats is not None and any(stats[name].problems for name in tensors if name in stats)
     titles = ["name", *(["problem"] if problems else []), *([] if stats is not None else ["type"]), "shape", *columns]
-    rows = table(*titles, right=tuple(columns), fold=("name",))
+    rows = table(*titles, right=tuple(columns), fold=("name", "problem"))
     for name, tensor in tensors.items():
         spec, one = tensor.spec, None if stats is None else stats.get(name)
         shape = cell("[" + ", ".join(map(str, spec.shape)) + "]")
@@ -96,17 +109,18 @@ def print_rows(console: Console, tensors: Mapping[str, Tensor], stats: Mapping[s
             cells: list[Text] = [cell(name), cell(spec.dtype, "cyan"), shape, cell(size(spec.num_bytes))]
         else:
             wrong = [cell(", ".join(one.problems) if one is not None else "", "bold red")] if problems else []
-            cells = [cell(name), *wrong, shape, *map(cell, _words(one))]
+            cells = [cell(name), *wrong, shape, *map(cell, _words(one, wide=wide))]
         rows.add_row(*cells)
     console.print()
     console.print(rows)
 
 
-def _words(stats: Stats | None) -> list[str]:
-    if stats is None or stats.mean is None:
-        return ["", "", "", ""]
+def _words(stats: Stats | None, *, wide: bool) -> list[str]:
+    if stats is None or stats.quantiles is None:
+        return [""] * (7 if wide else 4)
     span = f"{stats.minimum:.3g} .. {stats.maximum:.3g}"
-    return [f"{stats.mean:.3g}", _number(stats.std), span, _number(stats.norm)]
+    quantiles = [f"{stats.quantiles[index]:.3g}" for index in (1, 3, 5)] if wide else []
+    return [_number(stats.mean), _number(stats.std), span, _number(stats.norm), *quantiles]
 
 
 def _number(value: float | None) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from safepoint.api.open import Tensors
+    from safepoint.formats import Contents
     from safepoint.repository import Manifest, ModelFile, Repository, Snapshot
     from safepoint.tree import Leaf
 
@@ -28,20 +29,22 @@ if TYPE_CHECKING:
         "safepoint show runs/digits@best:val_loss --depth 2",
         "safepoint show runs/digits@4200 'model/*' --json",
         "safepoint show digits.model",
-        "safepoint show model.pt 'encoder.*' --stats",
+        "safepoint show model.pt --layers 'encoder.*' --stats",
         "safepoint show model.gguf --sort bytes",
     ],
     quiet="Print names only, one a line.",
 )
 @click.argument("ref")
 @click.argument("names", nargs=-1)
+@click.option("--layers", multiple=True, metavar="GLOB", help="As NAMES; may be repeated.")
 @click.option("--depth", type=click.IntRange(min=1), help="Sum up what lies deeper than N levels.")
-@click.option("--stats", is_flag=True, help="Read every tensor: min, max, mean, std, norm; what is wrong first.")
+@click.option("--stats", is_flag=True, help="Read every tensor: range, mean, norm, quantiles; what is wrong first.")
 @click.option("--sort", type=click.Choice(["name", "bytes", "norm"]), help="One flat list in this order.")
 @click.option("--csv", "as_csv", is_flag=True, help="Rows for a spreadsheet on stdout.")
 def show(
     ref: str,
     names: tuple[str, ...],
+    layers: tuple[str, ...],
     depth: int | None,
     stats: bool,
     sort: str | None,
@@ -53,10 +56,14 @@ def show(
 
     REF may be anyone's file: safetensors, PyTorch, Keras, TensorFlow, NumPy, ONNX, GGUF. NAMES are globs over the
     names of tensors and values; without one, everything is shown. Nothing is executed, and no framework is needed.
+
+    With --stats, first what is wrong: NaN and infinities, tensors that are all zero or all the same, rows and columns
+    that are zero throughout, tensors with the bytes of another. Quantiles are exact up to 65,536 elements, else of
+    a sample. Of a snapshot, what was found is kept in the run's folder derived/ and not read again.
     """
     from safepoint.cli.subject import find
 
-    options = _Options(tuple(names), depth, stats or sort == "norm", sort, as_csv, as_json, quiet)
+    options = _Options((*names, *layers), depth, stats or sort == "norm", sort, as_csv, as_json, quiet)
     found = find(ref)
     if isinstance(found, Path):
         _show_file(found, options)
@@ -88,6 +95,7 @@ def _show_snapshot(repository: Repository, snapshot: Snapshot, manifest: Manifes
 
     _show(
         manifest.tree.leaves,
+        manifest,
         options,
         lambda: {
             "kind": "snapshot",
@@ -113,6 +121,7 @@ def _show_file(path: Path, options: _Options) -> None:
         if not isinstance(model, ModelFile):
             _show(
                 leaves_of(tensors),
+                tensors.source,
                 options,
                 lambda: _foreign_document(tensors),
                 lambda console: _print_foreign(console, tensors),
@@ -120,6 +129,7 @@ def _show_file(path: Path, options: _Options) -> None:
             return
         _show(
             model.tree.leaves,
+            model,
             options,
             lambda: {
                 "kind": "model",
@@ -138,13 +148,14 @@ def _show_file(path: Path, options: _Options) -> None:
 
 def _show(
     leaves: Mapping[str, Leaf],
+    source: Manifest | ModelFile | Contents,
     options: _Options,
     document: Callable[[], dict[str, Any]],
     print_head: Callable[[Console], None],
 ) -> None:
     """What every kind has in common: a choice of names, in one of the forms."""
     from safepoint.cli import listing
-    from safepoint.cli.contents import documents
+    from safepoint.cli.contents import documents, print_leaves
     from safepoint.cli.output import emit, emit_lines, stdout
     from safepoint.tree import Tensor
 
@@ -157,7 +168,7 @@ def _show(
     if options.stats:
         from safepoint.api.stats import measure
 
-        measured = measure(tensors)
+        measured = measure(tensors, source=source)
     tensors = listing.in_order(tensors, measured, options.sort)
     if options.as_csv:
         listing.write_csv(tensors, measured)
@@ -167,7 +178,7 @@ def _show(
         console = stdout()
         print_head(console)
         if measured is None and options.sort is None:
-            _print_leaves(console, chosen, options.depth)
+            print_leaves(console, chosen, options.depth)
         else:
             listing.print_rows(console, tensors, measured)
 
@@ -269,21 +280,6 @@ def _print_layers(console: Console, structure: Mapping[str, Any]) -> None:
             rows.add_row(cell(layer["name"]), cell(layer["class"], "cyan"), cell(layer["details"]))
         console.print()
         console.print(rows)
-
-
-def _print_leaves(console: Console, leaves: Mapping[str, Leaf], depth: int | None) -> None:
-    from rich.text import Text
-
-    from safepoint.cli.contents import rows
-    from safepoint.cli.output import cell, guides, table
-
-    lines = table("name", "type", "shape or value", "size", right=("size",), fold=("name", "shape or value"))
-    for row in rows(leaves, depth=depth):
-        style = "bold" if len(row.guides) == 1 else ""
-        name = Text.assemble((guides(row.guides, console), "dim"), cell(row.label, style), overflow="fold")
-        lines.add_row(name, cell(row.kind, "cyan"), cell(row.content), cell(row.size, "dim" if row.is_branch else ""))
-    console.print()
-    console.print(lines)
 
 
 def _short(config: Any) -> str:

@@ -3,13 +3,14 @@
 from safepoint.repository.asked import check_metrics, check_step, check_tags
 from safepoint.repository.compact import Compaction
 from safepoint.repository.config import decode_config, encode_config
+from safepoint.repository.derived import Derived
 from safepoint.repository.history import Mode, Snapshot, direction, first_metric, lineage, ranked
 from safepoint.repository.manifest import Manifest
 from safepoint.repository.model_file import MODEL_DOCUMENT, ModelFile, read_model_file, write_model_file
 from safepoint.repository.read import Verify, staging
 from safepoint.repository.repair import Repair
 from safepoint.repository.repository import Repository, Retention
-from safepoint.repository.stored import Progress
+from safepoint.repository.stored import Progress, Stored
 from safepoint.repository.survey import Damage
 from safepoint.repository.verify import Verification
 from safepoint.repository.workers import Workers
@@ -18,6 +19,7 @@ __all__ = [
     "MODEL_DOCUMENT",
     "Compaction",
     "Damage",
+    "Derived",
     "Manifest",
     "Mode",
     "ModelFile",
@@ -26,6 +28,7 @@ __all__ = [
     "Repository",
     "Retention",
     "Snapshot",
+    "Stored",
     "Verification",
     "Verify",
     "Workers",

@@ -13,6 +13,7 @@ from safepoint.codec import digest
 from safepoint.errors import CorruptionError, NotFoundError
 from safepoint.limits import MAX_DOCUMENT_BYTES, MAX_MANIFEST_BYTES
 from safepoint.repository.absent import no_repository
+from safepoint.repository.derived import Derived
 from safepoint.repository.history import Snapshot
 from safepoint.repository.layout import (
     FORMAT_FILE,
@@ -47,6 +48,7 @@ class Documents:
     def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.store = store
         self.places = Places(store, lambda: self.id, clock)
+        self.derived = Derived(store)
         self._id: str | None = None
         self._newest: int | None = None
         self._snapshots: dict[int, SnapshotDocument] = {}
@@ -186,7 +188,9 @@ class Documents:
             ) from None
         if (found := digest(data)) != reference.digest:
             raise CorruptionError(f"{file} is damaged", file=file, expected=f"digest {reference.digest}", found=found)
-        manifest = parse_document(decode(data, ManifestDocument, file=file), self.places, file=file)
+        manifest = parse_document(
+            decode(data, ManifestDocument, file=file), self.places, derived=self.derived, file=file
+        )
         self._manifest = (reference, manifest)
         return manifest
 

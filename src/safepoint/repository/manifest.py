@@ -16,6 +16,7 @@ from safepoint.codec import decode_node, decode_value, encode_node, encode_value
 from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.limits import MAX_TENSORS
 from safepoint.repository.damage import reading, where_it_is
+from safepoint.repository.derived import Derived
 from safepoint.repository.layout import pack_file
 from safepoint.repository.places import Places
 from safepoint.repository.read import Verify, read_range, read_tensors, staging
@@ -56,6 +57,7 @@ class Manifest:
         values: names of the stored tensors that are large values → "str", "bytes" or "int".
         packs: id → pack that it names; `places` knows what is elsewhere by now.
         places: where blocks are now.
+        derived: what is known of blocks without reading them.
     """
 
     tree: StateTree
@@ -63,6 +65,7 @@ class Manifest:
     values: Mapping[str, LargeKind]
     packs: Mapping[str, PackDocument]
     places: Places
+    derived: Derived
 
     @property
     def store(self) -> Store:
@@ -183,7 +186,7 @@ def build_document(
     return ManifestDocument(FORMAT_VERSION, packs, encode_node(tree.skeleton), values, tensors)
 
 
-def parse_document(document: ManifestDocument, places: Places, *, file: str) -> Manifest:
+def parse_document(document: ManifestDocument, places: Places, *, derived: Derived, file: str) -> Manifest:
     """The manifest in a document, checked.
 
     Raises:
@@ -211,7 +214,7 @@ def parse_document(document: ManifestDocument, places: Places, *, file: str) -> 
     for name in leaves:
         _check_name(name, file)
     tree = StateTree(leaves, decode_node(document.skeleton))
-    return Manifest(tree, stored, large, packs, places)
+    return Manifest(tree, stored, large, packs, places, derived)
 
 
 def _parse_tensor(tensor: TensorDocument, document: ManifestDocument, file: str) -> Stored:
