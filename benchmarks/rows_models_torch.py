@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,25 @@ from results import Row
 from state import HIDDEN, remember, seconds
 
 import safepoint
+
+# Each load is the first of a new process, as a user's is: later ones in the same process get memory that the allocator
+# kept, and no page faults.
+_CHILD = """
+import sys, time
+import torch, safepoint
+how, path, small = sys.argv[1:]
+load = {
+    "class": safepoint.load_model,
+    "mapped": lambda file: safepoint.load_model(file, mmap=True),
+    "pickle": lambda file: torch.load(file, weights_only=False),
+    "graph": lambda file: safepoint.load_model(file, form="graph"),
+    "export": lambda file: torch.export.load(file).module(),
+}[how]
+load(small)  # imports, first use
+started = time.perf_counter()
+load(path)
+print(time.perf_counter() - started)
+"""
 
 
 def whole_models(root: Path, rounds: int, blocks: int) -> list[Row]:
@@ -47,18 +67,10 @@ def whole_models(root: Path, rounds: int, blocks: int) -> list[Row]:
             "export": export,
         },
     )
-    for file in (ours, graph, pickled, exported):
+    files = {"class": ours, "mapped": ours, "pickle": pickled, "graph": graph, "export": exported}
+    for file in files.values():
         remember(file)
-    loads = _times(
-        rounds,
-        {
-            "class": lambda: safepoint.load_model(ours),
-            "mapped": lambda: safepoint.load_model(ours, mmap=True),
-            "pickle": lambda: torch.load(pickled, weights_only=False),
-            "graph": lambda: safepoint.load_model(graph, form="graph"),
-            "export": lambda: torch.export.load(exported).module(),
-        },
-    )
+    loads = _loads(rounds, files, _make_small(root))
     with torch.no_grad():
         loaded = safepoint.load_model(graph, form="graph")
         module = torch.export.load(exported).module()
@@ -79,6 +91,29 @@ def whole_models(root: Path, rounds: int, blocks: int) -> list[Row]:
         Row("a call of the graph", calls["graph"], calls["export"], None, note="of torch.export's module"),
         Row("a call of the graph, beside the model", calls["graph"], calls["model"], None, note="of the model"),
     ]
+
+
+def _make_small(root: Path) -> dict[str, Path]:
+    """A model of each form, to be loaded first."""
+    import torch
+    from torch import nn
+
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)).eval(), torch.randn(2, 4)
+    ours, pickled, exported = root / "small.safetensors", root / "small.pt", root / "small.pt2"
+    safepoint.save_model(model, ours, example_inputs=(x,))
+    torch.save(model, pickled)
+    torch.export.save(torch.export.export(model, (x,)), exported)
+    return {"class": ours, "mapped": ours, "graph": ours, "pickle": pickled, "export": exported}
+
+
+def _loads(rounds: int, files: Mapping[str, Path], small: Mapping[str, Path]) -> dict[str, list[float]]:
+    """How long each load takes in a process of its own, interleaved."""
+    found: dict[str, list[float]] = {name: [] for name in files}
+    for _ in range(rounds):
+        for name, file in files.items():
+            command = [sys.executable, "-W", "ignore", "-c", _CHILD, name, str(file), str(small[name])]
+            found[name].append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    return found
 
 
 def _times(rounds: int, what: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:

@@ -404,6 +404,32 @@ def test_a_definition_that_runs_again_replaces_the_first(tmp_path: Path) -> None
     assert type(safepoint.load_model(tmp_path / "model")) is second
 
 
+@safepoint.register
+class Copies(nn.Module):
+    """Layers copied by its constructor, and a table that no file holds, computed from a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.Linear(3, 3)
+        self.layers = nn.ModuleList(copy.deepcopy(layer) for _ in range(3))
+        self.scale = nn.Parameter(torch.linspace(0, 1, 3))
+        self.register_buffer("table", self.scale.data.clone(), persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x) * self.table
+        return x
+
+
+def test_what_a_constructor_copies_comes_back(tmp_path: Path) -> None:
+    model = Copies()
+    for layer in model.layers:
+        nn.init.normal_(layer.weight)
+    safepoint.save_model(model, tmp_path / "m")
+    again = safepoint.load_model(tmp_path / "m")
+    assert torch.equal(again(torch.ones(2, 3)), model(torch.ones(2, 3)))
+
+
 def test_dataclasses_and_named_tuples_describe_models(tmp_path: Path) -> None:
     pair = safepoint.register("tests.Pair")(namedtuple("Pair", "left right"))  # noqa: PYI024 — what old code has
 

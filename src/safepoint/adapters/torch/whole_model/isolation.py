@@ -26,6 +26,7 @@ _FILLS = frozenset(
     | {"fill_", "zero_", "random_", "bernoulli_", "cauchy_", "geometric_", "copy_"}
 )
 _MAKES = frozenset({"empty", "zeros", "ones", "full", "rand", "randn", "randint", "eye", "arange", "linspace"})
+_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
 _COPIES = frozenset({"clone", "__deepcopy__"})
 # Masks and tables that a constructor computes and no file holds; what it makes and throws away.
 _ALLOWANCE = 1 << 30
@@ -66,18 +67,25 @@ class _Uninitialised(TorchFunctionMode):  # type: ignore[misc]  # torch is untyp
         self._elements = 0
         self._tensors = 0
         self._where = where
+        self._data: torch.Tensor | None = None  # what was last taken out of a parameter
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
         name = getattr(function, "__name__", "")
-        if name in _FILLS and args and isinstance(args[0], torch.nn.Parameter):
-            return args[0]
+        filled = args[0] if args else kwargs.get("tensor")  # `torch.nn.init` hands it over by its name
+        if name in _FILLS and isinstance(filled, torch.nn.Parameter):
+            return filled
         if name in _MAKES:
             self._count(name, _num_elements(name, args, kwargs))
         elif name in _COPIES and args:
             self._count(name, args[0].numel())
-        return function(*args, **kwargs)
+            if args[0] is self._data and kwargs.get("memory_format") is torch.preserve_format:
+                return torch.empty_like(args[0])  # a parameter's `__deepcopy__`: the file fills the copy as well
+        result = function(*args, **kwargs)
+        if function == _DATA and isinstance(args[0], torch.nn.Parameter):
+            self._data = result
+        return result
 
     def _count(self, name: str, elements: int) -> None:
         """Before memory is asked for: `torch.empty(10**12)` may be granted, and fill the machine later."""
