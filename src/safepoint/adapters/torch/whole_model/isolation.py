@@ -26,7 +26,7 @@ _FILLS = frozenset(
     | {"fill_", "zero_", "random_", "bernoulli_", "cauchy_", "geometric_", "copy_"}
 )
 _MAKES = frozenset({"empty", "zeros", "ones", "full", "rand", "randn", "randint", "eye", "arange", "linspace"})
-_DATA = torch.Tensor.data.__get__  # type: ignore[attr-defined]
+_DATA = torch.Tensor.data.__get__
 _COPIES = frozenset({"clone", "__deepcopy__"})
 # Masks and tables that a constructor computes and no file holds; what it makes and throws away.
 _ALLOWANCE = 1 << 30
