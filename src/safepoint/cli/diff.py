@@ -51,7 +51,7 @@ def diff(
     from safepoint.cli.output import emit, emit_lines
 
     with open_any(first) as before, open_any(second) as after:
-        found = compare(before, after, rules=_rules(rename))
+        found = compare(before, after, rules=rename_rules(rename))
     moved = found.moved[:top]
     if quiet:
         named = [*found.added, *found.removed, *found.reshaped, *found.retyped, *found.values]
@@ -65,7 +65,12 @@ def diff(
     return MismatchError.exit_code if exit_code and not found.is_empty else 0
 
 
-def _rules(rename: tuple[str, ...]) -> dict[str, str] | None:
+def rename_rules(rename: tuple[str, ...]) -> dict[str, str] | None:
+    """What `--rename REGEX=NEW` says, in order.
+
+    Raises:
+        UnsupportedError: one has no `=`.
+    """
     rules: dict[str, str] = {}
     for rule in rename:
         pattern, equals, new = rule.partition("=")

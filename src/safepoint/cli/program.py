@@ -18,6 +18,7 @@ from safepoint.errors import SafepointError
 
 SECTIONS = {
     "Look": ("log", "show", "diff", "verify"),
+    "Carry": ("convert",),
     "Keep": ("tag", "untag", "delete", "prune", "collect", "compact", "repair", "sign"),
     "Try": ("demo", "verify-resume", "bench"),
 }

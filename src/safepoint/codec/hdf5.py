@@ -43,16 +43,24 @@ def open_hdf5(file: IO[bytes] | io.RawIOBase, path: str) -> Any:
         UnsupportedError: h5py is not installed.
         CorruptionError: not an HDF5 file.
     """
+    library = import_h5py(f"reading {path}")
+    try:
+        return library.File(file, "r")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CorruptionError(f"the weights in {path} are no HDF5 file", file=path, found=error) from error
+
+
+def import_h5py(why: str) -> Any:
+    """The library.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
     try:
         import h5py
     except ImportError as error:
-        raise UnsupportedError(
-            f"reading {path} needs h5py", hint='install it: pip install "safepoint[formats]"'
-        ) from error
-    try:
-        return h5py.File(file, "r")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CorruptionError(f"the weights in {path} are no HDF5 file", file=path, found=error) from error
+        raise UnsupportedError(f"{why} needs h5py", hint='install it: pip install "safepoint[formats]"') from error
+    return h5py
 
 
 def datasets(weights: Any, path: str) -> dict[str, Any]:

@@ -21,13 +21,17 @@ Words = NDArray[np.uint32]
 
 def masked_crc32c(data: NDArray[np.uint8]) -> int:
     """The CRC as LevelDB and TensorFlow keep it: rotated and shifted, so that it can stand among what it checks."""
-    crc = crc32c(data)
+    return mask(crc32c(data))
+
+
+def mask(crc: int) -> int:
+    """A CRC as they keep it."""
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
-def crc32c(data: NDArray[np.uint8]) -> int:
-    """The CRC of `uint8[n]`."""
-    crc = 0xFFFFFFFF
+def crc32c(data: NDArray[np.uint8], before: int = 0) -> int:
+    """The CRC of `uint8[n]`, or of what had the CRC `before` and then this."""
+    crc = before ^ 0xFFFFFFFF
     for start in range(0, len(data), _PIECE_BYTES):
         crc = _update(crc, data[start : start + _PIECE_BYTES])
     return crc ^ 0xFFFFFFFF

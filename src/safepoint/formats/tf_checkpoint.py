@@ -30,11 +30,12 @@ KIND = "tensorflow"
 STATE = "checkpoint"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _STRING = 7
-_DTYPES = {
+DTYPES = {
     1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 8: "complex64", 9: "int64", 10: "bool",
     14: "bfloat16", 17: "uint16", 18: "complex128", 19: "float16", 22: "uint32", 23: "uint64", 24: "float8_e5m2",
     25: "float8_e4m3fn", 29: "int4", 30: "uint4",
 }  # fmt: skip
+"""TensorFlow's number of a dtype → its name."""
 _MAX_TEXT_BYTES = 16 << 20
 _MAX_SHARDS = 100_000
 _PATH = re.compile(r'^model_checkpoint_path: "([^"\\]+)"$', re.MULTILINE)
@@ -102,7 +103,7 @@ def read(file: File, *, title: str = "TensorFlow checkpoint", metadata: Mapping[
             continue
         if entry.dtype == _STRING:
             leaves |= _texts(name, entry, shards, file.path)
-        elif entry.dtype not in _DTYPES:
+        elif entry.dtype not in DTYPES:
             left_out[name] = f"dtype {entry.dtype}"
         else:
             leaves[name] = _tensor(key, entry, index, shards, file.path)
@@ -206,7 +207,7 @@ def _extent(message: Message) -> tuple[int, int]:
 
 def _tensor(key: bytes, entry: _Entry, index: Mapping[bytes, _Entry], shards: Mapping[int, File], file: str) -> Tensor:
     name = key.decode("utf-8", "replace")
-    spec = TensorSpec(entry.shape, _DTYPES[entry.dtype])
+    spec = TensorSpec(entry.shape, DTYPES[entry.dtype])
     if entry.slices:
         return _partitioned(key, spec, entry, index, shards, file)
     if entry.num_bytes != spec.num_bytes:

@@ -15,6 +15,7 @@ import os
 import secrets
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
@@ -56,10 +57,14 @@ def sync_parents(root: Path, folder: Path) -> None:
             sync_folder(path.parent)
 
 
-def replace_file(path: Path) -> LocalSink:
+def replace_file(path: Path, *, replace: bool = True) -> LocalSink:
     """A sink that takes the place of `path` when committed; the old file stays whole until the new one is durable.
 
     What writers of the same file left that were killed is removed; who lives holds a lock on its own.
+
+    Args:
+        path: of the file.
+        replace: False: `commit` raises where the name is taken by then.
     """
     prefix = f"{TEMPORARY}{path.name[:100]}-"
     leftovers: list[Path] = []
@@ -73,7 +78,7 @@ def replace_file(path: Path) -> LocalSink:
                 os.unlink(leftover)
             finally:
                 close(descriptor)
-    return LocalSink(path, replace=True, prefix=prefix)
+    return LocalSink(path, replace=replace, prefix=prefix)
 
 
 def nearest_path(path: Path) -> Path | None:
@@ -207,7 +212,8 @@ class LocalSink:
                     raise store_error("cannot write", self._path, error, needed=num_bytes) from error
             self._reserved = num_bytes
 
-    def commit(self, num_bytes: int) -> None:
+    def commit(self, num_bytes: int, check: Callable[[str], None] | None = None) -> None:
+        """See `Sink.commit`; `check` looks at the durable file before it gets its name, and raises if it may not."""
         self._check_alive()
         try:
             os.ftruncate(self._descriptor, num_bytes)
@@ -215,6 +221,8 @@ class LocalSink:
         except OSError as error:
             self._dead = True
             raise store_error("cannot make durable", self._path, error) from error
+        if check is not None:
+            check(str(self._temporary))
         try:
             if self._replace:
                 os.replace(self._temporary, self._path)
