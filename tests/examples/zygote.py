@@ -87,6 +87,6 @@ def serve(module):
 
 if __name__ == "__main__":
     example = load(sys.argv[1])
-    if "torch" in sys.modules:
-        pass  # the first optimizer of each child would
+    if "torch" in sys.modules:  # else the first optimizer of each child would import it
+        import torch._dynamo  # noqa: F401
     serve(example)

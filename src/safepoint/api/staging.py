@@ -152,7 +152,8 @@ def _begin(copies: Iterable[_Copy]) -> tuple[list[Callable[[], None]], list[_Cop
 def _copy(waits: Iterable[Callable[[], None]], copies: Iterable[_Copy]) -> None:
     sources = [(target, tensor.read()) for target, tensor in copies]
     if sources:
-        with Workers(_THREADS, "safepoint-stage") as pool:
+        num_bytes = sum(len(source) for _, source in sources)
+        with Workers(_THREADS, "safepoint-stage", num_bytes=num_bytes) as pool:
             for future in [pool.submit(np.copyto, target, source) for target, source in sources]:
                 future.result()
     for wait in waits:

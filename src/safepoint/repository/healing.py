@@ -61,13 +61,15 @@ class Recheck:
     def __init__(self, places: Places, due: AbstractSet[int]) -> None:
         self._places = places
         self._due = due
-        self._pool = Workers(1, "safepoint-recheck")
+        self._pool: Workers | None = None
         self._running: Future[list[Block]] | None = None
 
     def begin(self, blocks: Collection[Block]) -> None:
         """Start reading those of `blocks` that are due."""
         chosen = {place_of(block): block for block in blocks if turn_of(block) in self._due}
         if chosen:
+            num_bytes = sum(block.length for block in chosen.values())
+            self._pool = Workers(1, "safepoint-recheck", num_bytes=num_bytes)
             self._running = self._pool.submit(self._read, list(chosen.values()))
 
     def damaged(self) -> list[Block]:
@@ -75,13 +77,13 @@ class Recheck:
         return [] if self._running is None else self._running.result()
 
     def __enter__(self) -> Self:
-        self._pool.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pool.__exit__(kind, error, traceback)
+        if self._pool is not None:
+            self._pool.__exit__(kind, error, traceback)
 
     def _read(self, blocks: list[Block]) -> list[Block]:
         uses = [(block, "", 0) for block in blocks]

@@ -92,7 +92,7 @@ def write_pack(
     """
     writer = _PackWriter(open_sink, tensors, pack, entry_name, metadata, progress)
     try:
-        with Workers(_WORKERS, "safepoint-write") as pool:
+        with Workers(_WORKERS, "safepoint-write", num_bytes=writer.num_bytes) as pool:
             return writer.run(pool, known)
     finally:
         writer.close()
@@ -116,7 +116,7 @@ class _PackWriter:
         self._metadata = metadata
         self._progress = progress
         self._sizes = {name: tensor.spec.num_bytes for name, tensor in tensors.items()}
-        self._total = sum(self._sizes.values())
+        self.num_bytes = sum(self._sizes.values())
         self._needed = 0  # bytes of blocks that this file is going to hold, as far as is known
         self._sink: Sink | None = None
         self._header_bytes = 0
@@ -154,7 +154,7 @@ class _PackWriter:
                 keys[name] = keys[first[name]]
             done += self._sizes[name]
             if self._progress is not None:
-                self._progress(done, self._total)
+                self._progress(done, self.num_bytes)
         if self._segment is not None:
             self._flush(pool)
         for future in self._pending:
@@ -238,7 +238,7 @@ class _PackWriter:
         """A free buffer; waits for one when all are on their way."""
         if self._free.empty() and self._num_segments < _SEGMENTS:
             self._num_segments += 1
-            size = min(BLOCK_BYTES, -(-self._total // ALIGNMENT) * ALIGNMENT)
+            size = min(BLOCK_BYTES, -(-self.num_bytes // ALIGNMENT) * ALIGNMENT)
             return _Segment(aligned_buffer(size + ALIGNMENT))
         while self._free.empty():
             self._pending.pop(0).result()

@@ -82,7 +82,7 @@ def read_tensors(
     targets = {name: target for name, (_, target) in wanted.items()}
     runs = list(runs_of([stored for stored, _ in wanted.values()], file_of, targets))
     done = 0
-    with Workers(READ_THREADS, "safepoint-read") as pool:
+    with Workers(READ_THREADS, "safepoint-read", num_bytes=total) as pool:
         for count in pool.map(lambda run: read_run(read_into, run, verify), runs):
             done += count
             if progress is not None:

@@ -45,7 +45,7 @@ def check_tensors(
             buffers.put(buffer)
 
     done = 0
-    with Workers(READ_THREADS, "safepoint-check") as pool:
+    with Workers(READ_THREADS, "safepoint-check", num_bytes=total) as pool:
         for count in pool.map(check, list(runs_of(wanted, file_of))):
             done += count
             if progress is not None:

@@ -182,7 +182,7 @@ def check_all(
     found: list[tuple[Block, SafepointError]] = []
     batches = list(_batches(ordered))
     done = 0
-    with Workers(threads, "safepoint-verify") as pool:
+    with Workers(threads, "safepoint-verify", num_bytes=total) as pool:
         for batch, wrong in zip(batches, pool.map(check, batches), strict=True):
             found += wrong
             done += sum(block.length for block, _, _ in batch)
