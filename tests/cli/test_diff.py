@@ -68,6 +68,35 @@ def test_for_people_and_for_a_pull_request(files: None, safepoint: Any) -> None:
     assert safepoint("diff", "a", "b", "-q").out.split() == ["new", "gone", "head", "kind", "count", "encoder.weight"]
 
 
+def test_merged_adapters_are_told_from_training(files: None, safepoint: Any) -> None:
+    base = {f"layer{i}": RNG.standard_normal((150, 140)).astype(np.float32) for i in range(2)}
+    low = RNG.standard_normal((150, 4)) @ RNG.standard_normal((4, 140)) / 100
+    Path("base").write_bytes(safetensors_bytes(base))
+    Path("tuned").write_bytes(safetensors_bytes({n: (a + low).astype(np.float32) for n, a in base.items()}))
+    Path("trained").write_bytes(safetensors_bytes({n: (a * a).astype(np.float32) for n, a in base.items()}))
+    document = safepoint("diff", "base", "tuned", "--json").json
+    assert [(item["rank"], item["full_rank"]) for item in document["moved"]] == [(4, 140)] * 2
+    assert document["low_rank"] == 4
+    out = safepoint("diff", "base", "tuned", "--md").out
+    assert "matrices by rank 4 at most, as adapters (LoRA) do" in out
+    out = safepoint("diff", "base", "trained").out
+    assert out.splitlines()[-1].split()[-1] == "128+"
+    assert "LoRA" not in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_twentieth_that_changed_is_read_twice_and_nothing_else(files: None, safepoint: Any, bytes_read: Any) -> None:
+    arrays = {f"m/{index}": np.full(100_000, index, np.float32) for index in range(20)}
+    repository = Repository("run")
+    repository.commit(StateTree({n: Tensor.of(a) for n, a in arrays.items()}))
+    arrays["m/7"][5] = 1
+    repository.commit(StateTree({n: Tensor.of(a) for n, a in arrays.items()}))
+    bytes_read()
+    document = safepoint("diff", "run@id:0", "run@id:1", "--json").json
+    assert bytes_read() < 0.12 * sum(array.nbytes for array in arrays.values())
+    assert ([item["name"] for item in document["moved"]], document["equal"]) == (["m/7"], 19)
+
+
 def test_exit_codes_and_renaming(files: None, safepoint: Any) -> None:
     assert safepoint("diff", "a", "b").code == 0
     assert safepoint("diff", "a", "b", "--exit-code").code == 4

@@ -10,12 +10,15 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from safepoint.api.change_rank import MOST_RANKS, ChangeRank, has_rank
+from safepoint.api.numbers import has_numbers, wide_runs
 from safepoint.api.open import Tensors
 from safepoint.codec import BLOCK_BYTES
 from safepoint.repository import Manifest, ModelFile, Workers
 from safepoint.tree import DTYPES, Tensor, TensorSpec, dtype_of, rename
 
-_RUN_ELEMENTS = 64 << 10  # stays in a core's cache, in double precision too
+_RUN_ELEMENTS = 32 << 10  # stays in a core's cache, in double precision too
+_SMALL_RANK = 16  # a matrix that cannot have more says nothing of how it was trained
 _THREADS = 2
 
 
@@ -30,6 +33,9 @@ class Moved:
         largest: difference of one element.
         cosine: of the angle between them, or None where one is zero.
         share: of all elements, how many changed.
+        rank: of the change of a matrix of at most 65,536 columns, as far as it stands out from rounding (0: it does
+            not); 128 means that or more. None of what is no matrix.
+        full_rank: the highest that a matrix of its shape can have; None where `rank` is.
     """
 
     name: str
@@ -37,6 +43,8 @@ class Moved:
     largest: float
     cosine: float | None
     share: float
+    rank: int | None = None
+    full_rank: int | None = None
 
 
 @final
@@ -69,6 +77,14 @@ class Difference:
         """Whether there is none."""
         named = (self.added, self.removed, self.reshaped, self.retyped, self.values, self.moved, self.opaque)
         return not any(named)
+
+    @property
+    def low_rank(self) -> int | None:
+        """The highest rank of a change, if matrices moved and all by few ranks, as adapters (LoRA) move them."""
+        ranks = [(item.rank, item.full_rank) for item in self.moved if item.rank is not None and item.full_rank]
+        ranks = [(rank, full) for rank, full in ranks if full >= _SMALL_RANK]
+        is_low = all(rank <= min(MOST_RANKS - 1, full // 4) for rank, full in ranks)
+        return max(rank for rank, _ in ranks) if ranks and is_low else None
 
 
 def compare(first: Tensors, second: Tensors, *, rules: Mapping[str, str] | None = None) -> Difference:
@@ -110,14 +126,12 @@ def compare(first: Tensors, second: Tensors, *, rules: Mapping[str, str] | None 
 
 def _compare(first: Tensors, old: str, second: Tensors, new: str) -> Moved | str | None:
     a, b = first.tree.tensors[old], second.tree.tensors[new]
-    if DTYPES[a.spec.dtype].numpy is None or DTYPES[b.spec.dtype].numpy is None:
+    if not (has_numbers(a.spec.dtype) and has_numbers(b.spec.dtype)):
         return None if a.spec == b.spec and np.array_equal(a.read(), b.read()) else new
-    running = _Running()
+    running = _Running(a.spec, b.spec)
     for start, stop in _spans(first.source, old, second.source, new, a.spec, b.spec):
-        before, after = _elements(a, start, stop), _elements(b, start, stop)
-        for position in range(0, stop - start, _RUN_ELEMENTS):
-            running.add(before[position : position + _RUN_ELEMENTS], after[position : position + _RUN_ELEMENTS])
-    return running.moved(new, a.spec.num_elements)
+        running.add(_elements(a, start, stop), _elements(b, start, stop), start)
+    return running.moved(new)
 
 
 def _spans(
@@ -145,36 +159,69 @@ def _elements(tensor: Tensor, start: int, stop: int) -> NDArray[Any]:
 class _Running:
     """Sums over what came so far, in double precision."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: TensorSpec, second: TensorSpec) -> None:
+        self._specs = (first, second)
+        self._complex = any(spec.dtype.startswith("complex") for spec in self._specs)
+        self._has_rank = not self._complex and has_rank(first)
         self._changed = 0
         self._largest = 0.0
         self._sums = np.zeros(4)  # of a², b², ab, (b - a)²
+        self._ranks: ChangeRank | None = None
 
-    def add(self, before: NDArray[Any], after: NDArray[Any]) -> None:
-        """Take the next elements of both."""
-        same = before.dtype == after.dtype and before.tobytes() == after.tobytes()
-        wide = np.complex128 if "c" in {before.dtype.kind, after.dtype.kind} else np.float64
-        a, b = before.astype(wide), after.astype(wide)
-        if not same:
-            with np.errstate(invalid="ignore", over="ignore"):
-                delta = np.abs(b - a)
-            # What is NaN in both did not change.
-            changed = (a != b) & ~(np.isnan(a) & np.isnan(b))
-            self._changed += int(np.count_nonzero(changed))
-            finite = np.where(changed, np.where(np.isnan(delta), np.inf, delta), 0.0)
-            self._largest = max(self._largest, float(finite.max(initial=0.0)))
-            self._sums[3] += float(np.dot(finite, finite))
-        x, y = np.where(np.isfinite(a), a, 0), np.where(np.isfinite(b), b, 0)
+    def add(self, before: NDArray[Any], after: NDArray[Any], start: int) -> None:
+        """Take a stretch of both, which begins at element `start`."""
+        delta = np.zeros(len(before), np.float32) if self._has_rank else None
+        known = self._changed
+        for position in range(0, len(before), _RUN_ELEMENTS):
+            run = slice(position, position + _RUN_ELEMENTS)
+            a, b = self._wide(before[run], 0), self._wide(after[run], 1)
+            if before.dtype == after.dtype and before[run].tobytes() == after[run].tobytes():
+                self._add_equal(a)
+            elif delta is None:
+                self._add(a, b)
+            else:
+                with np.errstate(over="ignore"):
+                    delta[run] = self._add(a, b)
+        if delta is not None and self._changed > known:
+            self._ranks = self._ranks or ChangeRank(*self._specs)
+            self._ranks.add(delta, start)
+
+    def _wide(self, run: NDArray[Any], which: int) -> NDArray[Any]:
+        if self._complex:
+            return run.astype(np.complex128)
+        return next(wide_runs(run, self._specs[which].dtype)).astype(np.float64)
+
+    def _add_equal(self, a: NDArray[Any]) -> None:
+        finite = np.where(np.isfinite(a), a, 0)
         with np.errstate(over="ignore"):
-            self._sums[:3] += [np.vdot(x, x).real, np.vdot(y, y).real, np.vdot(x, y).real]
+            self._sums[:3] += np.vdot(finite, finite).real
 
-    def moved(self, name: str, elements: int) -> Moved | None:
+    def _add(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        """The change of a run; what is NaN in both did not change."""
+        changed = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        self._changed += int(np.count_nonzero(changed))
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = np.where(changed, b - a, 0)
+            far = np.abs(delta)
+            far[np.isnan(far)] = np.inf
+            self._largest = max(self._largest, float(far.max(initial=0.0)))
+            x, y = np.where(np.isfinite(a), a, 0), np.where(np.isfinite(b), b, 0)
+            sums = [np.vdot(x, x).real, np.vdot(y, y).real, np.vdot(x, y).real, np.dot(far, far)]
+            self._sums += sums
+        return delta
+
+    def moved(self, name: str) -> Moved | None:
         """What they amount to; None: nothing changed."""
         if not self._changed:
             return None
         a, b, ab, delta = map(float, self._sums)
+        share = self._changed / self._specs[0].num_elements
         if not all(map(math.isfinite, (a, b, ab))):  # squares beyond double precision
-            return Moved(name, math.inf, self._largest, None, self._changed / elements)
+            return Moved(name, math.inf, self._largest, None, share)
         relative = math.sqrt(delta / a) if a else math.inf
         cosine = ab / math.sqrt(a * b) if a and b else None
-        return Moved(name, relative, self._largest, cosine, self._changed / elements)
+        rank = full = None
+        if self._ranks is not None and math.isfinite(delta):
+            rank = self._ranks.rank(before=max(a, b), change=delta)
+            full = None if rank is None else min(self._specs[0].shape)
+        return Moved(name, relative, self._largest, cosine, share, rank, full)

@@ -42,7 +42,9 @@ def diff(
     """Show what changed between two snapshots, models or files of any format.
 
     First what was added, removed, reshaped and retyped; then, for each tensor that moved, the most first: the norm of
-    the difference by that of the first, the largest difference, the cosine, and the share of elements that changed.
+    the difference by that of the first, the largest difference, the cosine, the share of elements that changed, and of
+    matrices the rank of the change: low where adapters (LoRA) were merged, 0 where only rounding changed.
+
     Between snapshots and models of safepoint, blocks that are equal are not read, and the numbers are over those that
     differ.
     """
@@ -94,13 +96,20 @@ def _structure(found: Difference) -> list[tuple[str, str, str]]:
 
 def _numbers(item: Moved) -> list[str]:
     cosine = "" if item.cosine is None else f"{item.cosine:.4f}"
-    return [f"{item.relative:.3g}", f"{item.largest:.3g}", cosine, f"{100 * item.share:.3g} %"]
+    return [f"{item.relative:.3g}", f"{item.largest:.3g}", cosine, f"{100 * item.share:.3g} %", _rank(item)]
+
+
+def _rank(item: Moved) -> str:
+    from safepoint.api.change_rank import MOST_RANKS
+
+    return "" if item.rank is None else f"{item.rank}{'+' if item.rank == MOST_RANKS < (item.full_rank or 0) else ''}"
 
 
 def _title(found: Difference, moved: tuple[Moved, ...]) -> str:
     hidden = len(found.moved) - len(moved)
     more = f" ({hidden:,} not shown)" if hidden else ""
-    return f"{count(len(found.moved), 'tensor')} moved{more}, {found.equal:,} equal"
+    low = f"; matrices by rank {found.low_rank} at most, as adapters (LoRA) do" if found.low_rank is not None else ""
+    return f"{count(len(found.moved), 'tensor')} moved{more}, {found.equal:,} equal{low}"
 
 
 def _print(first: str, second: str, found: Difference, moved: tuple[Moved, ...]) -> None:
@@ -116,7 +125,7 @@ def _print(first: str, second: str, found: Difference, moved: tuple[Moved, ...])
         console.print()
         console.print(rows)
     if moved:
-        columns = ("relative", "largest", "cosine", "changed")
+        columns = ("relative", "largest", "cosine", "changed", "rank")
         rows = table("name", *columns, right=columns, fold=("name",))
         for item in moved:
             rows.add_row(cell(item.name), *map(cell, _numbers(item)))
@@ -128,7 +137,7 @@ def _print_markdown(first: str, second: str, found: Difference, moved: tuple[Mov
     lines = [f"**{_escaped(first)} → {_escaped(second)}**: {_title(found, moved)}", ""]
     lines += [f"- {what} `{_escaped(name)}` {_escaped(how)}".rstrip() for what, name, how in _structure(found)]
     if moved:
-        lines += ["", "| name | relative | largest | cosine | changed |", "|---|---:|---:|---:|---:|"]
+        lines += ["", "| name | relative | largest | cosine | changed | rank |", "|---|---:|---:|---:|---:|---:|"]
         lines += [f"| `{_escaped(item.name)}` | {' | '.join(_numbers(item))} |" for item in moved]
     click.echo("\n".join(lines))
 
@@ -146,6 +155,7 @@ def _document(first: str, second: str, found: Difference, moved: tuple[Moved, ..
         "second": second,
         "same": found.is_empty,
         "equal": found.equal,
+        "low_rank": found.low_rank,
         "added": list(found.added),
         "removed": list(found.removed),
         "reshaped": {name: [str(a), str(b)] for name, (a, b) in found.reshaped.items()},
@@ -159,6 +169,8 @@ def _document(first: str, second: str, found: Difference, moved: tuple[Moved, ..
                 "largest": as_json(item.largest),
                 "cosine": as_json(item.cosine),
                 "share": item.share,
+                "rank": item.rank,
+                "full_rank": item.full_rank,
             }
             for item in moved
         ],
