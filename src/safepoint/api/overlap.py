@@ -13,7 +13,7 @@ from typing import Any, final
 
 from safepoint.adapters import find
 from safepoint.api.announce import announce
-from safepoint.api.staging import Staged, address_of
+from safepoint.api.staging import Staged
 from safepoint.codec import checksum
 from safepoint.errors import UnsupportedError
 from safepoint.tree import StateTree, Tensor
@@ -61,10 +61,14 @@ class Overlap:
         stepped: dict[tuple[int, int], Callable[[], bool]] = {}
         for adapter, optimizer in self._optimizers:
             stepped.update(adapter.stepped(optimizer))
-        owned = {name: tensor for name, tensor in tree.tensors.items() if address_of(tensor) in stepped}
+        owned: dict[str, Tensor] = {}
+        versions: dict[str, Callable[[], bool]] = {}
+        for name, tensor in tree.tensors.items():
+            version = stepped.get(address) if (address := tensor.address) else None
+            if version is not None:
+                owned[name], versions[name] = tensor, version
         with self._mutex:
-            self._live = owned
-            self._versions = {name: stepped[address] for name, t in owned.items() if (address := address_of(t))}
+            self._live, self._versions = owned, versions
         return frozenset() if self._trials else frozenset(owned)
 
     def begin(self, staged: Staged) -> Staged:

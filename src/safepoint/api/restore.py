@@ -17,7 +17,7 @@ from safepoint.api.plan import Options, Plan, Source, about, owned_by, part_of
 from safepoint.api.tracked import adapter_of
 from safepoint.errors import MismatchError, RestoreInterrupted, SafepointError, UnsupportedError
 from safepoint.repository import Progress
-from safepoint.tree import Leaf, StateTree, Tensor, bytes_of, dtype_of, join_name
+from safepoint.tree import Leaf, StateTree, Tensor, address_of, bytes_of, dtype_of, join_name
 
 _STAGED_BYTES = 256 << 20
 """Up to here a state is staged in fresh memory: one pass, and no error can come after live objects changed."""
@@ -193,8 +193,9 @@ def _check_tied(plan: Plan, source: Source, memory: Mapping[str, NDArray[np.uint
     """
     first: dict[tuple[int, int], str] = {}
     for name, own in memory.items():
-        other = first.setdefault((own.ctypes.data, len(own)), name)
-        if len(own) and other != name and not source.same(plan.names[other], plan.names[name]):
+        address = address_of(own)
+        other = name if address is None else first.setdefault(address, name)
+        if other != name and not source.same(plan.names[other], plan.names[name]):
             raise MismatchError(
                 f"{other} and {name} are one tensor in the live objects and two different ones in the snapshot; "
                 "nothing was changed",

@@ -86,7 +86,7 @@ class Staging:
             nonlocal offset
             if name in held:
                 return tensor
-            address = address_of(tensor)
+            address = tensor.address
             if address is not None and address in tied:
                 return Tensor.of_bytes(tied[address].read(), tensor.spec)
             target = self._arena[offset : offset + tensor.spec.num_bytes]
@@ -127,15 +127,6 @@ class Staging:
         touching, self._touching = self._touching, None
         if touching is not None:
             touching.join()
-
-
-def address_of(tensor: Tensor) -> tuple[int, int] | None:
-    """Where a live tensor's memory is and how long; None where it has none of its own that can be told."""
-    if tensor.transfer is not None:
-        return tensor.transfer.address
-    if tensor.memory is None or not len(tensor.memory):
-        return None
-    return tensor.memory.ctypes.data, len(tensor.memory)
 
 
 def _begin(copies: Iterable[_Copy]) -> tuple[list[Callable[[], None]], list[_Copy]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from safepoint.codec import BLOCK_BYTES, CHECKSUM_LENGTH, DIGEST_LENGTH, Entry, build_header, cut
@@ -18,6 +19,8 @@ EntryName = Callable[[str], str]
 """Name of a tensor → its key in the header."""
 
 _LARGEST_OFFSET = 10**19  # twenty digits, more than any file
+_ENTRY_BYTES = 2 * len(str(_LARGEST_OFFSET)) + 56  # of an entry, but for its name and shape
+_AS_IT_IS = re.compile(r"[\w./ :-]*", re.ASCII)  # names that JSON does not escape
 _BLOCK_ENTRY_BYTES = DIGEST_LENGTH + 160  # the longest entry of one block
 
 
@@ -63,8 +66,8 @@ def measure_header(tensors: Mapping[str, Tensor], metadata: Metadata | None, ent
 
 def _entry_bytes(name: str, spec: TensorSpec) -> int:
     """At least the length of an entry `"name":{"dtype":"F8_E4M3","shape":[...],"data_offsets":[a,b]},`."""
-    key = len(name) + 2 if name.isascii() and name.isalnum() else len(json.dumps(name))
-    return key + len(str(spec.shape)) + 2 * len(str(_LARGEST_OFFSET)) + 56
+    key = len(name) + 2 if _AS_IT_IS.fullmatch(name) else len(json.dumps(name))
+    return key + len(str(spec.shape)) + _ENTRY_BYTES
 
 
 def _placeholders(tensors: Mapping[str, Tensor]) -> Mapping[str, Stored]:

@@ -24,7 +24,7 @@ from safepoint.repository.stored import Block, KnownBlocks, Progress, Stored
 from safepoint.repository.workers import Workers
 from safepoint.store import Sink, aligned_buffer
 from safepoint.store.protocol import ALIGNMENT
-from safepoint.tree import DTYPES, Tensor
+from safepoint.tree import DTYPES, Tensor, address_of
 
 __all__ = ["Block", "Progress", "Stored", "WrittenPack", "write_pack"]
 
@@ -148,7 +148,7 @@ class _PackWriter:
             if first[name] == name:
                 start = len(self._blocks)
                 for index, piece in self._pieces(name):
-                    self._add(pool, piece, candidates.get((name, index)))
+                    self._add(pool, piece, candidates.get((name, index)) if candidates else None)
                 keys[name] = range(start, len(self._blocks))
             else:
                 keys[name] = keys[first[name]]
@@ -167,8 +167,8 @@ class _PackWriter:
         owner: dict[tuple[int, int], str] = {}
         for name in order:
             memory = self._tensors[name].memory
-            address = (0, 0) if memory is None else (memory.ctypes.data, len(memory))
-            first[name] = owner.setdefault(address, name) if address[1] else name
+            address = None if memory is None else address_of(memory)
+            first[name] = name if address is None else owner.setdefault(address, name)
         return first
 
     def _pieces(self, name: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -219,12 +219,14 @@ class _PackWriter:
             return
         self._blocks.append(None)
         segment = self._segment or self._open()
-        if segment.fill + len(piece) > len(segment.data):
+        size = len(piece)
+        if segment.fill + size > len(segment.data):
             segment = self._flush(pool)
-        segment.data[segment.fill : segment.fill + len(piece)] = piece
-        segment.blocks.append((key, segment.fill, len(piece)))
-        segment.fill += len(piece)
-        self._position += len(piece)
+        start = segment.fill
+        segment.fill = end = start + size
+        segment.data[start:end] = piece
+        segment.blocks.append((key, start, size))
+        self._position += size
 
     def _open(self) -> _Segment:
         """Open the file and its first segment, behind the space for the header."""
@@ -276,9 +278,9 @@ class _PackWriter:
         self._free.put(segment)
 
     def _stored(self, name: str, keys: range) -> Stored:
-        blocks = tuple(block for block in (self._blocks[key] for key in keys) if block is not None)
-        assert len(blocks) == len(keys)
-        return Stored(name, self._tensors[name].spec, blocks)
+        blocks = self._blocks[keys.start : keys.stop]
+        assert None not in blocks
+        return Stored(name, self._tensors[name].spec, tuple(blocks))  # type: ignore[arg-type]
 
     def _finish(self, stored: dict[str, Stored]) -> WrittenPack:
         """Write the tail and the header, and commit the file; none if there is nothing to keep."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,8 +33,7 @@ _RUN_BYTES = 4 << 20  # neighbours smaller than a block are read together up to 
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, eq=False):
     """A block, and where it goes."""
 
     file: str
@@ -45,8 +44,7 @@ class Piece:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, eq=False):
     """Blocks that lie side by side in one file."""
 
     pieces: tuple[Piece, ...]

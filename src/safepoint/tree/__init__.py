@@ -1,7 +1,7 @@
 """The hub: everything safepoint saves or loads is a state tree, leaves by name and a skeleton."""
 
 from safepoint.tree.dtypes import DTYPES, DType, dtype_name, dtype_of
-from safepoint.tree.leaves import Leaf, Tensor, TensorSpec, Value, bytes_of, describe, is_value
+from safepoint.tree.leaves import Leaf, Tensor, TensorSpec, Value, address_of, bytes_of, describe, is_value
 from safepoint.tree.match import Match, match
 from safepoint.tree.names import check_name, join_name, matches, nearest, rename, select
 from safepoint.tree.skeleton import Branch, LeafRef, Node
@@ -20,6 +20,7 @@ __all__ = [
     "Tensor",
     "TensorSpec",
     "Value",
+    "address_of",
     "assign",
     "bytes_of",
     "check_name",

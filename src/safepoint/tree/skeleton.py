@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias, final
+
+import msgspec
 
 from safepoint.tree.leaves import Value
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class LeafRef:
+class LeafRef(msgspec.Struct, frozen=True, gc=False):
     """A place in the skeleton that a leaf fills.
 
     Attributes:
@@ -25,8 +25,7 @@ class LeafRef:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Branch:
+class Branch(msgspec.Struct, frozen=True, gc=False):
     """A node with children, in order; order is data, so it is a list and never a mapping.
 
     Attributes:

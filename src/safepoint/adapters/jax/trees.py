@@ -42,9 +42,10 @@ class Level(NamedTuple):
 def level(obj: Any) -> Level | None:
     """The container `obj` taken apart, or None where it is a leaf."""
     if type(obj) is dict:
-        keys = tuple(obj)
-        names = tuple(spell(key) for key in keys)
-        own = tuple(key if is_value(key) else str(key) for key in keys)
+        keys = names = own = tuple(obj)
+        if not all(type(key) is str for key in keys):
+            names = tuple(spell(key) for key in keys)
+            own = tuple(key if is_value(key) else str(key) for key in keys)
         return Level("dict", own, names, tuple(obj.values()), lambda new: dict(zip(keys, new, strict=True)))
     if is_data(obj):
         return None

@@ -24,6 +24,7 @@ _SHELLS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1
 _DTYPES = {name: getattr(torch, name) for name in DTYPES if hasattr(torch, name) and name not in _SHELLS}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NUMPY = frozenset({torch.float32, torch.float64, torch.float16, torch.int64, torch.int32})
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _BITS: dict[int, np.dtype[Any]] = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)} | {16: np.dtype("V16")}
 
 
@@ -38,6 +39,8 @@ def leaf(tensor: Any) -> Tensor:
     Raises:
         UnsupportedError: its bytes are not all here, or are not its content (sharded, sparse, lazy, meta, ...).
     """
+    if type(tensor) in _PLAIN and tensor.is_cpu and tensor.dtype in _NUMPY and _is_dense(tensor):  # nearly always
+        return _dense_leaf(tensor, TensorSpec(tuple(tensor.shape), _NAMES[tensor.dtype]), _numpy_bytes(tensor))
     refusal = why_not(tensor)
     if refusal is not None:
         raise UnsupportedError(refusal[0], hint=refusal[1])
@@ -45,7 +48,7 @@ def leaf(tensor: Any) -> Tensor:
         spec = TensorSpec(tuple(tensor.shape), _NAMES[tensor.dtype])
     memory = dense_bytes(tensor)
     if memory is not None:
-        return Tensor(spec, lambda: memory, lambda data: _write_dense(tensor, memory, data), memory)
+        return _dense_leaf(tensor, spec, memory)
     transfer = CudaTransfer(tensor) if is_on_device(tensor) else None
     return Tensor(spec, lambda: _read(tensor), lambda data: _write(tensor, data), transfer=transfer)
 
@@ -147,11 +150,32 @@ def dense_bytes(tensor: Any) -> Bytes | None:
             return None
         if tensor.numel() == 0:
             return np.empty(0, np.uint8)
-        if tensor.dtype in _NUMPY:  # the same view, in half the time
-            view: Bytes = tensor.detach().numpy().reshape(-1).view(np.uint8)
-            return view
+        if tensor.dtype in _NUMPY:
+            return _numpy_bytes(tensor)
         start = tensor.storage_offset() * tensor.itemsize
         return _storage(tensor)[start : start + tensor.numel() * tensor.itemsize]
+
+
+def _dense_leaf(tensor: Any, spec: TensorSpec, memory: Bytes) -> Tensor:
+    return Tensor(spec, lambda: memory, lambda data: _write_dense(tensor, memory, data), memory)
+
+
+def _is_dense(tensor: Any) -> bool:
+    """Whether a plain CPU tensor is just its memory: what `why_not` and `dense_bytes` ask, in a fifth of the time."""
+    return (
+        tensor.layout is torch.strided
+        and not tensor.is_nested
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and tensor.data_ptr() != 0
+    )
+
+
+def _numpy_bytes(tensor: Any) -> Bytes:
+    """The memory of a dense tensor whose dtype NumPy has: half the time that the way over its storage takes."""
+    view: Bytes = tensor.detach().numpy().reshape(-1).view(np.uint8)
+    return view
 
 
 def strided(tensor: Any, storage: Bytes) -> NDArray[Any]:
