@@ -14,7 +14,7 @@ import click
 import pytest
 
 from safepoint.cli import program as program_module
-from safepoint.cli.program import SECTIONS, program
+from safepoint.cli.program import SECTIONS, module_of, program
 from safepoint.errors import SafepointError
 from safepoint.repository import Repository
 
@@ -64,7 +64,7 @@ def test_every_command_has_help_that_ends_with_examples(safepoint, name) -> None
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_a_module_and_says_how_to_be_called(safepoint, name) -> None:
-    module = importlib.import_module(f"safepoint.cli.{name.replace('-', '_')}")
+    module = importlib.import_module(f"safepoint.cli.{module_of(name)}")
     assert module.__doc__.startswith(f"`safepoint {name}`: ")
 
 

@@ -260,7 +260,7 @@ def _to_file(
 def _metadata(tensors: Tensors) -> dict[str, str]:
     """What a safetensors file said of itself; that tensors are PyTorch's, which Hugging Face's readers ask for."""
     found = tensors.metadata.get("metadata")
-    if tensors.kind == "safetensors" and isinstance(found, dict):
+    if tensors.kind == "safetensors" and "shards" not in tensors.metadata and isinstance(found, dict):
         return {str(key): str(value) for key, value in found.items()}
     theirs = tensors.framework in {"PyTorch", "torch"} or _is_torch(tensors.tree.skeleton)
     return {"format": "pt"} if theirs else {}

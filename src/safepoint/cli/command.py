@@ -26,7 +26,7 @@ def command(
     def decorate(function: Callable[..., Any]) -> click.Command:
         function = click.option("-q", "--quiet", is_flag=True, help=quiet)(function)
         function = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
-        name = function.__name__.replace("_", "-")
+        name = function.__name__.rstrip("_").replace("_", "-")
         settings = {**_WIDTH, "allow_interspersed_args": not script}
         return click.command(name, short_help=short, epilog=epilog, context_settings=settings)(function)
 

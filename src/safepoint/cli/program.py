@@ -6,6 +6,7 @@ Invariant: a command's data goes to stdout, every other word to stderr; an error
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from safepoint.errors import SafepointError
 
 SECTIONS = {
     "Look": ("log", "show", "diff", "verify"),
-    "Carry": ("convert",),
+    "Carry": ("convert", "import"),
     "Keep": ("tag", "untag", "delete", "prune", "collect", "compact", "repair", "sign"),
     "Try": ("demo", "verify-resume", "bench"),
 }
@@ -35,6 +36,12 @@ A REF is a run and a snapshot of it: RUN (the newest), RUN@best, RUN@best:METRIC
 """
 
 
+def module_of(command: str) -> str:
+    """The module of a command, and the function in it: `verify_resume`, `import_`."""
+    name = command.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
 class _Program(click.Group):
     """Imports a command's module when it is asked for: `safepoint log` does not pay for the others."""
 
@@ -45,7 +52,7 @@ class _Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        name = cmd_name.replace("-", "_")
+        name = module_of(cmd_name)
         command = getattr(importlib.import_module(f"safepoint.cli.{name}"), name)
         assert isinstance(command, click.Command)
         return command

@@ -44,6 +44,11 @@ def is_known_folder(path: str) -> bool:
     return _folder_kind(folder) is not None or _entry_of(folder) is not None
 
 
+def is_marked_folder(path: str) -> bool:
+    """Whether a folder is one checkpoint as a whole, by the one file that only such a folder has."""
+    return _folder_kind(Path(path)) is not None
+
+
 def _folder_kind(folder: Path) -> str | None:
     """What a folder is by the one file that only it has."""
     marks = {
