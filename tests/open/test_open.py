@@ -15,7 +15,7 @@ from tests.open.conftest import safetensors_bytes
 import safepoint
 from safepoint.codec import BLOCK_BYTES
 from safepoint.repository import Repository, write_model_file
-from safepoint.tree import StateTree, Tensor
+from safepoint.tree import Branch, StateTree, Tensor
 
 LARGE = np.arange(3 * BLOCK_BYTES // 4 + 1000, dtype=np.float32)
 SMALL = np.arange(12, dtype=np.int16).reshape(3, 4)
@@ -188,6 +188,22 @@ def test_top_level_names_that_are_tracked_are_their_objects(tmp_path: Path) -> N
     report = safepoint.Checkpoint(model=model, ema=ema).restore(path)
     assert sorted(report.matched) == ["ema/w", "model/w"]
     assert np.array_equal(ema["w"], SMALL + 1)
+
+
+def test_rows_one_after_the_other_read_each_block_once(tmp_path: Path, bytes_read: Callable[[], int]) -> None:
+    large = np.arange(7 * 740_000, dtype=np.float32).reshape(-1, 7)  # a row lies across the end of a block
+    repository = Repository(tmp_path / "run")
+    repository.commit(StateTree({"w": Tensor.of(large)}, Branch("dict")))
+    bytes_read()
+    with safepoint.open(tmp_path / "run") as tensors:
+        for row in (0, 1, 5000, BLOCK_BYTES // 28 - 1, BLOCK_BYTES // 28, BLOCK_BYTES // 28 + 1, len(large) - 1):
+            assert np.array_equal(tensors["w"][row], large[row])
+        assert bytes_read() < 2.2 * large.nbytes  # the first block once more, with the row that needs both
+        for row, expected in zip(tensors["w"], large[:100], strict=False):
+            assert np.array_equal(row, expected)
+        row[:] = 0  # in fresh memory
+        assert np.array_equal(tensors["w"][100], large[100])
+        assert bytes_read() <= BLOCK_BYTES
 
 
 def test_statistics_and_differences(run: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -16,7 +17,9 @@ from safepoint.api.sources import locate
 from safepoint.errors import NotFoundError, UnsupportedError
 from safepoint.formats import Contents
 from safepoint.repository import Manifest, ModelFile, Repository, Snapshot
-from safepoint.tree import StateTree, Tensor, TensorSpec, Value, dtype_of, nearest, take
+from safepoint.tree import StateTree, Tensor, TensorSpec, Value, dtype_of, nearest, notebook_table, take
+
+_ROWS = 50  # of a notebook's table
 
 if TYPE_CHECKING:
     from safepoint.api.compare import Difference
@@ -114,7 +117,8 @@ class LazyTensor:
         return self.spec.shape[0]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        return (self[index] for index in range(len(self)))
+        source = self if self._tensor.read_range is not None else self.numpy()  # can only be read as a whole
+        return (source[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.spec}>"
@@ -187,6 +191,15 @@ class Tensors(Mapping[str, LazyTensor]):
 
     def __repr__(self) -> str:
         return f"<{self.title} {self.location}: {len(self)} tensors, {self.tree.num_bytes:,} bytes>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, spec.dtype, list(spec.shape), f"{spec.num_bytes:,}")
+            for name, spec in islice(self.specs.items(), _ROWS)
+        ]
+        return notebook_table(
+            repr(self)[1:-1], ("name", "dtype", "shape", "bytes"), rows, more=max(0, len(self) - _ROWS)
+        )
 
     def stats(self) -> Mapping[str, Stats]:
         """Name → statistics of each tensor that has numbers; reads them all, block by block.

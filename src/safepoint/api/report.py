@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import final
 
 from safepoint.repository import Snapshot
-from safepoint.tree import TensorSpec
+from safepoint.tree import TensorSpec, notebook_table
 
 _FIRST = 4
 
@@ -48,6 +48,12 @@ class Report:
         count = f"{len(self.matched)} of {len(self.matched) + left}" if left else f"all {len(self.matched)}"
         step = "" if self.snapshot is None else f", step {self.snapshot.step}"
         return f"restored {count} names from {self.source}{step}"
+
+    def __repr__(self) -> str:
+        return f"<{self.summary}>"
+
+    def _repr_html_(self) -> str:
+        return notebook_table(self.summary, ("",), [(line.strip(),) for line in str(self).splitlines()[1:]])
 
     def __str__(self) -> str:
         done = set(self.matched)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, final
 
 from safepoint.errors import NotFoundError, UnsupportedError
 from safepoint.limits import MAX_TAG_LENGTH
 from safepoint.repository.schema import ManifestReference
+from safepoint.tree import notebook_table
 
 Mode: TypeAlias = Literal["auto", "min", "max"]
 """Which values of a metric are better: smaller, greater, or as its name says."""
@@ -56,9 +57,33 @@ class Snapshot:
     num_bytes: int
     written_bytes: int
     environment: Mapping[str, str]
-    manifest: ManifestReference = field(repr=False)
-    mark: int = field(default=-1, repr=False)
-    signatures: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    manifest: ManifestReference
+    mark: int = -1
+    signatures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def metrics_in_words(self) -> str:
+        """`loss 0.25, accuracy 0.9`."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+
+    def __repr__(self) -> str:
+        words = ", ".join(filter(None, [f"step {self.step}", self.metrics_in_words, *self.tags]))
+        return f"<snapshot {self.number}: {words}, {self.num_tensors} tensors, {self.num_bytes:,} bytes>"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, object]] = [
+            ("time", self.time.isoformat(sep=" ", timespec="seconds")),
+            ("parent", self.parent),
+            *self.metrics.items(),
+            ("tags", ", ".join(self.tags)),
+            ("tensors", f"{self.num_tensors:,}, {self.num_bytes:,} bytes, {self.written_bytes:,} of them new"),
+            ("config", self.config),
+            ("environment", ", ".join(f"{name} {version}" for name, version in self.environment.items())),
+            ("verified", self.verified or "never"),
+            ("pruned", "yes" if self.pruned else None),
+        ]
+        shown = [(word, content) for word, content in rows if content is not None and content != ""]
+        return notebook_table(f"snapshot {self.number}, step {self.step}", ("", ""), shown)
 
     @staticmethod
     def expected(step: int, time: datetime, metrics: Mapping[str, float]) -> Snapshot:

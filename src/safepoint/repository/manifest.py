@@ -17,6 +17,7 @@ from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.limits import MAX_TENSORS
 from safepoint.repository.damage import reading, where_it_is
 from safepoint.repository.derived import Derived
+from safepoint.repository.last_block import LastBlock
 from safepoint.repository.layout import pack_file
 from safepoint.repository.places import Places
 from safepoint.repository.read import Verify, read_range, read_tensors, staging
@@ -195,6 +196,7 @@ def parse_document(document: ManifestDocument, places: Places, *, derived: Deriv
     """
     packs = {pack.id: pack for pack in document.packs}
     pack_bytes = {pack.id: pack.num_bytes for pack in document.packs}
+    last = LastBlock()
     stored: dict[str, Stored] = {}
     large: dict[str, LargeKind] = {}
     leaves: dict[str, Leaf] = {}
@@ -205,7 +207,7 @@ def parse_document(document: ManifestDocument, places: Places, *, derived: Deriv
             large[tensor.name] = tensor.value
             leaves[tensor.name] = UnreadValue(f"<{tensor.value} of {item.spec.num_bytes} bytes>")
         else:
-            leaves[tensor.name] = _lazy(item, places)
+            leaves[tensor.name] = _lazy(item, places, last)
     leaves.update((name, decode_value(value)) for name, value in document.values)
     if len(leaves) > MAX_TENSORS:
         raise CorruptionError(f"{file} is damaged: it has more than {MAX_TENSORS:,} leaves", file=file)
@@ -234,7 +236,7 @@ def _parse_tensor(tensor: TensorDocument, document: ManifestDocument, file: str)
     return Stored(tensor.name, spec, blocks)
 
 
-def _lazy(stored: Stored, places: Places) -> Tensor:
+def _lazy(stored: Stored, places: Places, last: LastBlock) -> Tensor:
     def read_from(found: list[Stored]) -> NDArray[np.uint8]:
         check_extent(found, places.store.size, file_of=pack_file)
         buffer = np.empty(stored.spec.num_bytes, np.uint8)
@@ -243,7 +245,7 @@ def _lazy(stored: Stored, places: Places) -> Tensor:
 
     def part(start: int, stop: int) -> NDArray[np.uint8]:
         def read_part(found: list[Stored]) -> NDArray[np.uint8]:
-            return read_range(places.store.read_into, found[0], start, stop, file_of=pack_file)
+            return read_range(places.store.read_into, found[0], start, stop, file_of=pack_file, last=last)
 
         return where_it_is(places, [stored], read_part)
 

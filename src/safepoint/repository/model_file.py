@@ -23,6 +23,7 @@ from safepoint.codec import decode_node, decode_value, digest, encode_node, enco
 from safepoint.codec.header import Header
 from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.repository.entries import entries_of
+from safepoint.repository.last_block import LastBlock
 from safepoint.repository.mapped import map_tensors
 from safepoint.repository.pack import write_pack
 from safepoint.repository.read import ReadInto, read_range, read_tensors, staging
@@ -175,7 +176,8 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
     file_bytes = header.data_start + max((entry.stop for entry in header.entries), default=0)
     stored = {t.name: _stored(name, t, header, file_bytes) for t in document.tensors}
     _check_header(name, header, document, stored)
-    leaves: dict[str, Leaf] = {n: _lazy(name, s) for n, s in stored.items()}
+    last = LastBlock()
+    leaves: dict[str, Leaf] = {n: _lazy(name, s, last) for n, s in stored.items()}
     leaves.update((n, decode_value(value)) for n, value in document.values)
     if len(leaves) != len(document.tensors) + len(document.values):
         raise CorruptionError(f"{name} is damaged: a name stands twice", file=name)
@@ -217,7 +219,7 @@ def _stored(file: str, tensor: ModelTensor, header: Header, file_bytes: int) -> 
     return check_blocks(Stored(tensor.name, spec, blocks), {file: file_bytes}, file=file)
 
 
-def _lazy(path: str, stored: Stored) -> Tensor:
+def _lazy(path: str, stored: Stored, last: LastBlock) -> Tensor:
     def read() -> NDArray[np.uint8]:
         buffer = np.empty(stored.spec.num_bytes, np.uint8)
         _read(path, {stored.name: (stored, buffer)}, None)
@@ -225,7 +227,7 @@ def _lazy(path: str, stored: Stored) -> Tensor:
 
     def part(start: int, stop: int) -> NDArray[np.uint8]:
         with _reading(path, {stored.name: stored.spec}) as read_into:
-            return read_range(read_into, stored, start, stop, file_of=str)
+            return read_range(read_into, stored, start, stop, file_of=str, last=last)
 
     return Tensor(stored.spec, read, read_range=part)
 

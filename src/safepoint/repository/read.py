@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from safepoint.codec import BLOCK_BYTES, Checksum, checksum, digest
 from safepoint.errors import CorruptionError, NotFoundError, StoreError
+from safepoint.repository.last_block import LastBlock
 from safepoint.repository.stored import Block, Progress, Stored, damaged
 from safepoint.repository.workers import Workers
 from safepoint.store import aligned_buffer
@@ -88,18 +89,30 @@ def read_tensors(
 
 
 def read_range(
-    read_into: ReadInto, stored: Stored, start: int, stop: int, *, file_of: Callable[[str], str]
+    read_into: ReadInto, stored: Stored, start: int, stop: int, *, file_of: Callable[[str], str], last: LastBlock
 ) -> NDArray[np.uint8]:
     """The bytes from `start` to `stop` of a stored tensor: the blocks that hold them are read and verified, no others.
+
+    The caller must not write to them.
+
+    Args:
+        read_into: how bytes are read.
+        stored: the tensor.
+        start: first byte.
+        stop: the byte after the last.
+        file_of: pack id → file name.
+        last: the block that was read last, and is not read again.
 
     Raises:
         CorruptionError: a block is not what was written; names file, tensor and bytes.
         StoreError: the store refused.
     """
-    first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
-    blocks = stored.blocks[first:last]
-    buffer = np.empty(sum(block.length for block in blocks), np.uint8)
+    first = start // BLOCK_BYTES
+    blocks = stored.blocks[first : -(-stop // BLOCK_BYTES)]
     begin = first * BLOCK_BYTES
+    if len(blocks) == 1 and (held := last.find(blocks[0])) is not None:
+        return held[start - begin : stop - begin]
+    buffer = np.empty(sum(block.length for block in blocks), np.uint8)
     pieces = []
     for index, block in enumerate(blocks):
         target = buffer[index * BLOCK_BYTES : index * BLOCK_BYTES + block.length]
@@ -110,6 +123,8 @@ def read_range(
         with Workers(READ_THREADS, "safepoint-read") as pool:
             for _ in pool.map(lambda piece: read_piece(read_into, piece, "checksum"), pieces):
                 pass
+    if stop - start < len(buffer) <= 2 * BLOCK_BYTES:  # a part: what follows is asked for next
+        last.keep(blocks[-1], pieces[-1].target)
     return buffer[start - begin : stop - begin]
 
 

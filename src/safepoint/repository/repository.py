@@ -13,7 +13,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, final
 
-from safepoint.errors import ConflictError, CorruptionError, ExistsError, NotFoundError, UnsupportedError
+from safepoint.errors import (
+    ConflictError,
+    CorruptionError,
+    ExistsError,
+    NotFoundError,
+    SafepointError,
+    UnsupportedError,
+)
 from safepoint.repository import collect as _collect
 from safepoint.repository import history as _history
 from safepoint.repository import verify as _verify
@@ -34,7 +41,9 @@ from safepoint.repository.stored import Progress
 from safepoint.repository.survey import survey
 from safepoint.repository.views import format_time, view
 from safepoint.store import LocalStore, Store
-from safepoint.tree import StateTree, Tensor
+from safepoint.tree import StateTree, Tensor, notebook_table
+
+_ROWS = 50  # of a notebook's table
 
 
 class Retention(Protocol):
@@ -67,6 +76,18 @@ class Repository:
 
     def __repr__(self) -> str:
         return f"Repository({self.location!r})"
+
+    def _repr_html_(self) -> str:
+        try:
+            snapshots = self.snapshots
+        except SafepointError as error:  # a notebook shows what it has
+            return notebook_table(f"{self!r}: {error.message}", (), ())
+        rows = [
+            (s.number, s.step, s.time.isoformat(sep=" ", timespec="seconds"), s.metrics_in_words, ", ".join(s.tags))
+            for s in snapshots[-_ROWS:]
+        ]
+        columns = ("number", "step", "time", "metrics", "tags")
+        return notebook_table(repr(self), columns, rows, more=max(0, len(snapshots) - _ROWS))
 
     @property
     def location(self) -> str:

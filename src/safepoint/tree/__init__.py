@@ -4,6 +4,7 @@ from safepoint.tree.dtypes import DTYPES, DType, dtype_name, dtype_of
 from safepoint.tree.leaves import Leaf, Tensor, TensorSpec, Value, address_of, bytes_of, describe, is_value
 from safepoint.tree.match import Match, match
 from safepoint.tree.names import check_name, join_name, matches, nearest, rename, select
+from safepoint.tree.notebook import notebook_table
 from safepoint.tree.skeleton import Branch, LeafRef, Node
 from safepoint.tree.slicing import take
 from safepoint.tree.state_tree import StateTree, assign
@@ -32,6 +33,7 @@ __all__ = [
     "match",
     "matches",
     "nearest",
+    "notebook_table",
     "rename",
     "select",
     "take",
