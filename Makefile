@@ -5,6 +5,7 @@
 #   make test     everything: make check, then the framework tests
 #   make torture  an hour of crashes, damage and races; writes docs/reliability-results/ (SCALE=0.1 is shorter)
 #   make bench    the measured figures of the README
+#   make docs     write docs/cli.md, the reference of the command line
 #   make format   rewrite sources the way make check wants them
 #   make clean    remove what the above made
 
@@ -21,7 +22,7 @@ DEMO := $(if $(wildcard $(FULL)/.installed),$(FULL),.venv-demo-$(FRAMEWORK))
 MAKEFLAGS += --no-print-directory
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test check frameworks torture bench format clean
+.PHONY: demo test check frameworks torture bench docs format clean
 
 demo: $(DEMO)/.installed
 	@$(DEMO)/bin/safepoint demo --framework $(FRAMEWORK) --directory build/demo
@@ -46,6 +47,9 @@ torture: $(FULL)/.installed
 bench: $(FULL)/.installed
 	@$(FULL)/bin/python $(PIP_INSTALL) -r benchmarks/requirements.txt
 	@$(FULL)/bin/python benchmarks/bench_goals.py --large
+
+docs: $(CHECK)/.installed
+	$(CHECK)/bin/python docs/cli_reference.py
 
 format: $(CHECK)/.installed
 	$(CHECK)/bin/ruff check --fix-only

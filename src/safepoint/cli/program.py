@@ -22,6 +22,7 @@ SECTIONS = {
     "Carry": ("convert", "import"),
     "Keep": ("tag", "untag", "delete", "prune", "collect", "compact", "repair", "sign"),
     "Try": ("demo", "verify-resume", "bench"),
+    "Set up": ("completion",),
 }
 """Every command, one module of this package each, in the order of `safepoint --help`."""
 
@@ -33,6 +34,8 @@ Examples:
   safepoint verify runs/digits         read every byte again
 
 A REF is a run and a snapshot of it: RUN (the newest), RUN@best, RUN@best:METRIC, RUN@STEP, RUN@TAG, RUN@id:NUMBER.
+
+Exit codes: 0 done, 2 usage, 4 does not fit or differs, 5 damaged, 10 not found; docs/cli.md has all.
 """
 
 
