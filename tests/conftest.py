@@ -14,8 +14,8 @@ import pytest
 # minute and mounts disks where it may.
 FRAMEWORK_FOLDERS = frozenset(
     {
-        "demo", "docs", "examples", "formats", "jax", "jax_models", "keras", "real_models", "tensorflow", "torch",
-        "torch_models", "torture", "whole_model",
+        "demo", "docs", "examples", "formats", "jax", "jax_models", "keras", "plot", "real_models", "tensorflow",
+        "torch", "torch_models", "torture", "whole_model",
     }
 )  # fmt: skip
 _MAY_SKIP = frozenset({"torture"})  # what the machine forbids; see `tests/torture/machine.py`
