@@ -17,6 +17,7 @@ from tests.torch_models.models import rewrite
 from torch import nn
 
 import safepoint
+from safepoint.adapters.torch.whole_model.build import MAX_MODULES
 from safepoint.errors import CorruptionError, SafepointError, UnsupportedError, UntrustedError
 from safepoint.repository.model_file import write_model_file
 from safepoint.tree import Branch, StateTree, Tensor
@@ -173,7 +174,7 @@ TOO_MUCH: dict[str, Any] = {
     "an argument 100 deep": lambda: _deep_argument(100),
     "too many modules": lambda: {
         "class": "torch.nn.ModuleList",
-        "children": [[str(i), {"class": "torch.nn.ReLU"}] for i in range(500_000)],
+        "children": [[str(i), {"class": "torch.nn.ReLU"}] for i in range(MAX_MODULES)],
     },
     "a layer of 4 TB": lambda: {
         "class": "torch.nn.Linear",
@@ -373,3 +374,10 @@ def test_nothing_is_built_before_every_name_was_allowed(load: Callable[..., Any]
     with pytest.raises(UntrustedError):
         load({"class": "torch.nn.Sequential", "children": [*children, ["3", {"class": "os.system"}]]})
     assert RAN == []
+
+
+def test_nobody_is_told_how_to_allow_what_no_model_needs(load: Callable[..., Any]) -> None:
+    for name in ("os.system", "builtins.eval", "subprocess.Popen"):
+        with pytest.raises(UntrustedError, match="do not load it") as refused:
+            load({"class": name})
+        assert "trust=(" not in str(refused.value)

@@ -8,12 +8,12 @@ results the outputs that are arrays. Sizes are numbers, or expressions over the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
 
-from safepoint.errors import CorruptionError, UnsupportedError
+from safepoint.adapters.structures import decode_graph
 
 VERSION = 1
 CONVENTION = 10
@@ -103,20 +103,15 @@ def decode(document: object, where: str) -> GraphDocument:
         UnsupportedError: a newer version's.
         CorruptionError: nothing that this version writes.
     """
-    if isinstance(document, Mapping) and isinstance(document.get("version"), int) and document["version"] > VERSION:
-        raise UnsupportedError(
-            f"the graph in {where} was written by a newer safepoint",
-            expected=f"version {VERSION}",
-            found=document["version"],
-            hint="update safepoint",
-        )
-    try:
-        _check_size(document)
-        found = msgspec.convert(document, GraphDocument, strict=True)
-        _check_consistent(found)
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        raise CorruptionError(f"the graph in {where} is none", file=where, found=str(error)[:300]) from error
-    return found
+    return decode_graph(
+        document,
+        GraphDocument,
+        version=VERSION,
+        max_depth=MAX_DEPTH,
+        max_values=MAX_VALUES,
+        check=_check_consistent,
+        where=where,
+    )
 
 
 def encode(document: GraphDocument) -> dict[str, Any]:
@@ -145,19 +140,3 @@ def _check_sizes(shapes: Iterable[Iterable[int | str]]) -> None:
         for size in shape:
             if isinstance(size, str) and (not _SIZE.fullmatch(size) or _LARGE.search(size)):
                 raise ValueError(f"{size[:60]!r} is no size")
-
-
-def _check_size(document: object) -> None:
-    todo: list[tuple[object, int]] = [(document, 0)]
-    seen = 0
-    while todo:
-        item, depth = todo.pop()
-        seen += 1
-        if depth > MAX_DEPTH or seen > MAX_VALUES:
-            raise ValueError("it is nested too deep, or too large")
-        if isinstance(item, dict):
-            todo += [(child, depth + 1) for child in item.values()]
-        elif isinstance(item, list | tuple):
-            todo += [(child, depth + 1) for child in item]
-        elif isinstance(item, int) and not -(2**63) <= item < 2**64:
-            raise ValueError("a number in it is beyond 64 bits")

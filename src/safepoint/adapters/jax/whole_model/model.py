@@ -19,7 +19,8 @@ from safepoint.adapters.jax.whole_model import classes
 from safepoint.adapters.jax.whole_model.names import Names
 from safepoint.adapters.jax.whole_model.styles import Style, style_of
 from safepoint.adapters.protocol import LoadRequest, SaveRequest, Scope
-from safepoint.errors import CorruptionError, UnsupportedError, UntrustedError
+from safepoint.adapters.structures import check_kind
+from safepoint.errors import UnsupportedError, UntrustedError
 from safepoint.tree import StateTree, Tensor
 
 _log = logging.getLogger("safepoint")
@@ -75,7 +76,7 @@ def put_together(
         MismatchError: the graph, or the class, is not that of the weights.
         UnsupportedError: a newer version's structure, or a request that cannot be met.
     """
-    _check_kind(structure, request.where)
+    check_kind(structure, kind=KIND, version=VERSION, word="JAX model", where=request.where)
     names = Names(request.custom_objects, request.trust, request.where)
     device = _device(request.device)
     if _by_graph(structure, names, request):
@@ -156,15 +157,3 @@ def _device(device: Any) -> Any:
     except (RuntimeError, ValueError, IndexError) as error:
         there = ", ".join(f"{each.platform}:{each.id}" for each in jax.devices())
         raise UnsupportedError(f"there is no device {device!r}", expected=there, found=error) from error
-
-
-def _check_kind(structure: Mapping[str, Any], where: str) -> None:
-    if structure.get("kind") != KIND:
-        raise CorruptionError(f"{where} holds no JAX model", file=where, found=str(structure.get("kind"))[:60])
-    if structure.get("version") != VERSION:
-        raise UnsupportedError(
-            f"{where} was written by a newer safepoint",
-            expected=f"version {VERSION}",
-            found=structure.get("version"),
-            hint="update safepoint",
-        )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, final
 
 from safepoint.adapters.registered import qualified_name, registered
-from safepoint.errors import UntrustedError
+from safepoint.adapters.structures import defined_in, refusal
 
 _FUNCTIONS = {
     "jax.nn": "celu elu gelu glu hard_sigmoid hard_silu hard_swish hard_tanh identity leaky_relu log_sigmoid "
@@ -72,27 +72,16 @@ class Names:
     def _trusted(self, name: str) -> Any:
         """A class or function defined inside a trusted prefix; never what such a module merely imported."""
         module, _, short = name.rpartition(".")
-        if not _within(module, self.trust) or module not in sys.modules or module.partition(".")[0] in _FRAMEWORKS:
+        if module.partition(".")[0] in _FRAMEWORKS:
             return None
-        found = vars(sys.modules[module]).get(short)
-        fits = is_module(found) or is_record(found) or isinstance(found, types.FunctionType)
-        return found if fits and _within(str(found.__module__), self.trust) else None
+        found = defined_in(module, short, self.trust)
+        return found if is_module(found) or is_record(found) or isinstance(found, types.FunctionType) else None
 
     def _refuse(self, name: str) -> NoReturn:
-        name = name[:200]
-        package, short = name.partition(".")[0], name.rpartition(".")[2]
-        hint = (
-            "only layers and functions that compute can be named; this version may be another one"
-            if package in _FRAMEWORKS
-            else f"if you know it, import it and pass custom_objects={{{short!r}: {short}}}, or trust=({package!r},), "
-            "or decorate it with @safepoint.register"
-        )
-        raise UntrustedError(
-            f"{self.where} names {name}, which nobody allowed; nothing was imported or run",
-            expected="layers of Flax and Equinox, registered classes and functions, custom_objects=, trust=",
-            found=name,
-            hint=hint,
-        )
+        ours = name.partition(".")[0] in _FRAMEWORKS
+        own = "only layers and functions that compute can be named; this version may be another one" if ours else None
+        may = "layers of Flax and Equinox, registered classes and functions, custom_objects=, trust="
+        raise refusal(self.where, name, expected=may, own=own)
 
 
 def public() -> dict[str, Any]:
@@ -136,7 +125,3 @@ def is_record(kind: Any) -> bool:
 
 def _at_home(kind: Any) -> bool:
     return str(kind.__module__).partition(".")[0] in _FRAMEWORKS
-
-
-def _within(module: str, prefixes: tuple[str, ...]) -> bool:
-    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn, final
@@ -16,6 +16,7 @@ from typing import Any, NoReturn, final
 import keras
 
 from safepoint.adapters.registered import registered
+from safepoint.adapters.structures import defined_in, refusal, within
 from safepoint.errors import UntrustedError
 
 # Each runs or opens something that its configuration holds or points to: byte code, a pickle, a SavedModel.
@@ -68,7 +69,7 @@ class Names:
         found = self._find(name, registered_name, module, is_function=is_function)
         full = f"{module or '__main__'}.{name}"
         if found is None:
-            self._refuse(full, name, module)
+            self._refuse(full, module)
         if isinstance(found, type) and issubclass(found, denied()):
             raise UntrustedError(
                 f"{self.where} asks for {full}, which runs or opens what its configuration holds; nothing was run",
@@ -77,7 +78,7 @@ class Names:
                 hint="replace the layer by a class with @safepoint.register and save the model again",
             )
         if is_function and isinstance(found, type):
-            self._refuse(full, name, module)
+            self._refuse(full, module)
         return found
 
     def _find(self, name: str, registered_name: str | None, module: str | None, *, is_function: bool) -> Any:
@@ -99,44 +100,32 @@ class Names:
 
     def _trusted(self, name: str, module: str) -> Any:
         """A class or function defined inside a trusted prefix; never what such a module merely imported."""
-        if not _within(module, self.trust) or module not in sys.modules:
-            return None
-        found = vars(sys.modules[module]).get(name)
-        is_ours = isinstance(found, type | types.FunctionType) and _within(found.__module__, self.trust)
-        return found if is_ours and (isinstance(found, types.FunctionType) or hasattr(found, "from_config")) else None
+        found = defined_in(module, name, self.trust)
+        is_class = isinstance(found, type) and hasattr(found, "from_config")
+        return found if is_class or isinstance(found, types.FunctionType) else None
 
     def _trusted_function(self, name: str) -> Any:
         """Keras forgets the module of a function that is not registered: the only one of that name, if it is."""
-        modules = [module for module in sorted(sys.modules) if _within(module, self.trust)]
+        modules = [module for module in sorted(sys.modules) if within(module, self.trust)]
         found = {id(f): f for m in modules if isinstance(f := self._trusted(name, m), types.FunctionType)}
         return next(iter(found.values())) if len(found) == 1 else None
 
-    def _refuse(self, full: str, name: str, module: str | None) -> NoReturn:
-        if is_keras(module):
-            hint = "only Keras' public layers, losses, metrics, optimizers and functions of tensors can be named"
-        else:
-            package = "its module" if module == "builtins" else (module or "__main__").partition(".")[0]
-            hint = (
-                f"if you know it, import it and pass custom_objects={{{name!r}: {name}}}, or trust=({package!r},), "
-                "or decorate it with @safepoint.register"
-            )
-        raise UntrustedError(
-            f"{self.where} names {full}, which nobody allowed; nothing was imported or run",
-            expected="Keras' own public classes, registered ones, custom_objects=, trust=",
-            found=full,
-            hint=hint,
-        )
+    def _refuse(self, full: str, module: str | None) -> NoReturn:
+        own = "only Keras' public layers, losses, metrics, optimizers and functions of tensors can be named"
+        package = "its module" if module == "builtins" else None  # Keras forgets where functions come from
+        may = "Keras' own public classes, registered ones, custom_objects=, trust="
+        raise refusal(self.where, full, expected=may, own=own if is_keras(module) else None, package=package)
 
 
 def published(module: str | None, name: str) -> str | None:
     """The module under which a class goes on any backend: Keras has optimizers for torch alone, by private names."""
-    private = module is not None and _within(module, ("keras.src.backend",))
+    private = module is not None and within(module, ("keras.src.backend",))
     return "keras.optimizers" if private and isinstance(vars(keras.optimizers).get(name), type) else module
 
 
 def is_keras(module: str | None) -> bool:
     """Whether a module is part of Keras itself."""
-    return module is not None and _within(module, ("keras",))
+    return module is not None and within(module, ("keras",))
 
 
 @cache
@@ -172,7 +161,7 @@ def _keras_object(path: str, *, is_function: bool) -> Any:
     if isinstance(found, type):
         owned = is_keras(found.__module__) and (issubclass(found, _bases()) or found in _others())
         return found if owned and not is_function else None
-    allowed = is_function and _within(module, _FUNCTION_MODULES) and name not in _NO_FUNCTIONS
+    allowed = is_function and within(module, _FUNCTION_MODULES) and name not in _NO_FUNCTIONS
     return found if allowed and isinstance(found, types.FunctionType) and is_keras(found.__module__) else None
 
 
@@ -180,7 +169,3 @@ def _attribute(path: str) -> Any:
     """What an imported module holds under the last part of `path`; imports nothing and calls nothing."""
     module, _, name = path.rpartition(".")
     return vars(sys.modules[module]).get(name) if module in sys.modules else None
-
-
-def _within(module: str, prefixes: Iterable[str]) -> bool:
-    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)

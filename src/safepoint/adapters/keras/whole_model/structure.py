@@ -21,6 +21,7 @@ from safepoint.adapters.keras.whole_model.allowed import Names, denied, publishe
 from safepoint.adapters.keras.whole_model.check import MAX_DEPTH, check, too_large
 from safepoint.adapters.keras.whole_model.guard import guarded, without_code
 from safepoint.adapters.registered import registered
+from safepoint.adapters.structures import check_version
 from safepoint.errors import CorruptionError, SafepointError, UnsupportedError
 
 KIND = "keras"
@@ -108,13 +109,7 @@ def build(
 def _config_of(structure: Mapping[str, Any], where: str) -> Any:
     if structure.get("kind") != KIND or not isinstance(structure.get("config"), dict):
         raise CorruptionError(f"{where} holds no Keras configuration", file=where, found=structure.get("kind"))
-    if structure.get("version") != VERSION:
-        raise UnsupportedError(
-            f"{where} was written by a newer safepoint",
-            expected=f"version {VERSION}",
-            found=structure.get("version"),
-            hint="update safepoint",
-        )
+    check_version(structure.get("version"), VERSION, where)
     return _decoded(structure["config"], where)
 
 

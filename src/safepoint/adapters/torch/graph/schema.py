@@ -8,12 +8,11 @@ reference, `{"dtype": "float32"}`, `{"device": "model"}` (where the model is, or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from safepoint.errors import CorruptionError, UnsupportedError
+from safepoint.adapters.structures import decode_graph
 
 VERSION = 1
 MAX_NODES = 1_000_000
@@ -86,21 +85,15 @@ def decode(document: object, where: str) -> GraphDocument:
         UnsupportedError: a newer version's.
         CorruptionError: nothing that this version writes.
     """
-    if isinstance(document, Mapping) and isinstance(document.get("version"), int) and document["version"] > VERSION:
-        raise UnsupportedError(
-            f"the graph in {where} was written by a newer safepoint",
-            expected=f"version {VERSION}",
-            found=document["version"],
-            hint="update safepoint",
-        )
-    try:
-        _check_size(document)
-        found = msgspec.convert(document, GraphDocument, strict=True)
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        raise CorruptionError(f"the graph in {where} is none", file=where, found=str(error)[:300]) from error
-    if found.version != VERSION:
-        raise CorruptionError(f"the graph in {where} is none", file=where, found=f"version {found.version}")
-    return found
+    return decode_graph(
+        document,
+        GraphDocument,
+        version=VERSION,
+        max_depth=MAX_DEPTH + 4,
+        max_values=MAX_VALUES,
+        check=_check_version,
+        where=where,
+    )
 
 
 def encode(document: GraphDocument) -> dict[str, Any]:
@@ -109,17 +102,6 @@ def encode(document: GraphDocument) -> dict[str, Any]:
     return plain
 
 
-def _check_size(document: object) -> None:
-    todo: list[tuple[object, int]] = [(document, 0)]
-    seen = 0
-    while todo:
-        item, depth = todo.pop()
-        seen += 1
-        if depth > MAX_DEPTH + 4 or seen > MAX_VALUES:
-            raise ValueError("it is nested too deep, or too large")
-        if isinstance(item, dict):
-            todo += [(child, depth + 1) for child in item.values()]
-        elif isinstance(item, list | tuple):
-            todo += [(child, depth + 1) for child in item]
-        elif isinstance(item, int) and not -(2**63) <= item < 2**64:
-            raise ValueError("a number in it is beyond 64 bits")
+def _check_version(document: GraphDocument) -> None:
+    if document.version != VERSION:
+        raise ValueError(f"version {document.version}")

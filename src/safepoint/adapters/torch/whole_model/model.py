@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from safepoint.adapters.protocol import LoadRequest, SaveRequest
+from safepoint.adapters.structures import check_kind
 from safepoint.adapters.torch import modules
 from safepoint.adapters.torch.graph.describe import describe as describe_graph
 from safepoint.adapters.torch.graph.module import GraphModel
@@ -81,7 +82,7 @@ def put_together(
         MismatchError: a class is no longer what it was when the model was saved.
         UnsupportedError: a newer version's structure, or a request that cannot be met.
     """
-    _check_kind(structure, request.where)
+    check_kind(structure, kind=KIND, version=VERSION, word="PyTorch model", where=request.where)
     names = Names(request.custom_objects, request.trust, request.where)
     if _by_graph(structure, names, request):
         _log.info("%s: built from its exported graph, for inference", request.where)
@@ -140,15 +141,3 @@ def _by_graph(structure: Mapping[str, Any], names: Names, request: LoadRequest) 
     if not by_graph and not isinstance(form, dict):
         raise CorruptionError(f"{where} describes no class", file=where)
     return by_graph
-
-
-def _check_kind(structure: Mapping[str, Any], where: str) -> None:
-    if structure.get("kind") != KIND:
-        raise CorruptionError(f"{where} holds no PyTorch model", file=where, found=str(structure.get("kind"))[:60])
-    if structure.get("version") != VERSION:
-        raise UnsupportedError(
-            f"{where} was written by a newer safepoint",
-            expected=f"version {VERSION}",
-            found=structure.get("version"),
-            hint="update safepoint",
-        )

@@ -6,7 +6,6 @@ trusted modules, already imported, define themselves; nothing here imports.
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 from safepoint.adapters.registered import qualified_name, registered
+from safepoint.adapters.structures import defined_in, refusal, within
 from safepoint.adapters.torch.whole_model import hugging_face, layers
 from safepoint.errors import UntrustedError
 
@@ -89,33 +89,19 @@ class Names:
     def _trusted(self, name: str) -> Any:
         """A class or function defined inside a trusted prefix; never what such a module merely imported."""
         module, _, short = name.rpartition(".")
-        if not _within(module, self.trust) or module not in sys.modules:
-            return None
-        found = vars(sys.modules[module]).get(short)
+        found = defined_in(module, short, self.trust)
         if isinstance(found, type):
-            return found if _within(found.__module__, self.trust) and issubclass(found, nn.Module) else None
-        if _within(module, ("torch",)) or not isinstance(found, types.FunctionType):
-            return None  # torch's functions open files and run programs: of its own, only those in the table
-        return found if _within(found.__module__, self.trust) else None
+            return found if issubclass(found, nn.Module) else None
+        # torch's functions open files and run programs: of its own, only those in the table
+        return found if isinstance(found, types.FunctionType) and not within(module, ("torch",)) else None
 
     def _refuse(self, name: str) -> NoReturn:
-        name = name[:200]
-        package, short = name.partition(".")[0], name.rpartition(".")[2]
-        known = {
+        own = {
             "torch": "only public layers and activation functions of torch.nn can be named; this torch may be another",
             "transformers": "only public models of transformers can be named: install it, or a newer version",
         }
-        hint = known.get(
-            package,
-            f"if you know it, import it and pass custom_objects={{{short!r}: {short}}}, or trust=({package!r},), "
-            "or decorate it with @safepoint.register",
-        )
-        raise UntrustedError(
-            f"{self.where} names {name}, which nobody allowed; nothing was imported or run",
-            expected="torch.nn's own layers, models of transformers, registered classes, custom_objects=, trust=",
-            found=name,
-            hint=hint,
-        )
+        may = "torch.nn's own layers, models of transformers, registered classes, custom_objects=, trust="
+        raise refusal(self.where, name, expected=may, own=own.get(name.partition(".")[0]))
 
 
 @cache
@@ -140,7 +126,3 @@ def name_of(obj: Any) -> str | None:
     full = qualified_name(obj)
     again = next((n for n, other in known.items() if isinstance(other, type) and qualified_name(other) == full), None)
     return again or (None if full.endswith("<lambda>") else full)
-
-
-def _within(module: str, prefixes: tuple[str, ...]) -> bool:
-    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
