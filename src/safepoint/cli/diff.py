@@ -89,7 +89,7 @@ def _structure(found: Difference) -> list[tuple[str, str, str]]:
     rows = [("added", name, "") for name in found.added]
     rows += [("removed", name, "") for name in found.removed]
     rows += [("reshaped", name, f"{a} → {b}") for name, (a, b) in found.reshaped.items()]
-    rows += [("retyped", name, f"{a} → {b}") for name, (a, b) in found.retyped.items()]
+    rows += [("retyped", name, f"{a.dtype} → {b.dtype}") for name, (a, b) in found.retyped.items()]
     rows += [("value", name, f"{describe(a)} → {describe(b)}") for name, (a, b) in found.values.items()]
     return rows + [("bytes", name, "") for name in found.opaque]
 
@@ -108,7 +108,8 @@ def _rank(item: Moved) -> str:
 def _title(found: Difference, moved: tuple[Moved, ...]) -> str:
     hidden = len(found.moved) - len(moved)
     more = f" ({hidden:,} not shown)" if hidden else ""
-    low = f"; matrices by rank {found.low_rank} at most, as adapters (LoRA) do" if found.low_rank is not None else ""
+    low = f"; matrices by rank {found.low_rank} at most, as adapters (LoRA) do" if found.low_rank else ""
+    low = "; matrices by no more than rounding" if found.low_rank == 0 else low
     return f"{count(len(found.moved), 'tensor')} moved{more}, {found.equal:,} equal{low}"
 
 
@@ -119,7 +120,7 @@ def _print(first: str, second: str, found: Difference, moved: tuple[Moved, ...])
     console.print(headline((first, "bold"), (second, "bold"), (_title(found, moved), "bold cyan")))
     structure = _structure(found)
     if structure:
-        rows = table("", "name", "", fold=("name",))
+        rows = table("", "name", "how", fold=("name", "how"))
         for what, name, how in structure:
             rows.add_row(cell(what, "cyan"), cell(name), cell(how))
         console.print()

@@ -101,7 +101,7 @@ def print_rows(console: Console, tensors: Mapping[str, Tensor], stats: Mapping[s
     columns = ["size"] if stats is None else [*["mean", "std", "range", "norm"], *(["5 %", "median", "95 %"] * wide)]
     problems = stats is not None and any(stats[name].problems for name in tensors if name in stats)
     titles = ["name", *(["problem"] if problems else []), *([] if stats is not None else ["type"]), "shape", *columns]
-    rows = table(*titles, right=tuple(columns), fold=("name", "problem"))
+    rows = table(*titles, right=tuple(columns), fold=("name", "shape", "problem"))
     for name, tensor in tensors.items():
         spec, one = tensor.spec, None if stats is None else stats.get(name)
         shape = cell("[" + ", ".join(map(str, spec.shape)) + "]")
