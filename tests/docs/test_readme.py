@@ -206,15 +206,18 @@ from_pretrained = transformers.BertModel.from_pretrained
 inputs, targets = np.ones((8, 4), np.float32), np.ones((8, 1), np.float32)
 keras_model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1)])
 keras_model.compile("adam", "mse")
-params = {"w": jnp.ones(3)}
+params, jax_x = {"w": jnp.ones(3)}, jnp.ones((4, 3))
+def apply(params, x):
+    return x @ params["w"]
 """
 
 
 def test_each_line_of_the_table_runs(tmp_path: Path) -> None:
     table = README.read_text().partition("| You train with | one line |")[2].partition("\n\n")[0]
     lines = [code for row in table.splitlines()[2:] for code in re.findall(r"`([^`]*\(.*?)`", row.split(" | ")[1])]
-    assert len(lines) == 9
-    after = "assert net(x.double()).dtype == torch.float64 and other_net[0].weight.equal(before)"
+    assert len(lines) == 10
+    after = "assert net(x.double()).dtype == torch.float64 and other_net[0].weight.equal(before)\n"
+    after += "assert jnp.allclose(safepoint.load_model('apply.safetensors')(jnp.ones((2, 3))), 3.0)"
     code = "\n".join([LINES_NEED, "before = net[0].weight.detach().clone()", *lines, after])
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
