@@ -100,6 +100,7 @@ def pretend(device: PretendedCuda, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: device.log.append("record_stream"))
     for module in (cuda, tensors, overlap):
         monkeypatch.setattr(module, "is_on_device", lambda tensor: tensor.is_contiguous())
+    monkeypatch.setattr(tensors, "_is_dense", lambda tensor: False)
     monkeypatch.setattr(tensors, "dense_bytes", lambda tensor: None)
     monkeypatch.setattr(tensors, "_read", lambda tensor: tensor.detach().reshape(-1).view(torch.uint8).numpy())
 

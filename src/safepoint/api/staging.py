@@ -89,9 +89,10 @@ class Staging:
             address = tensor.address
             if address is not None and address in tied:
                 return Tensor.of_bytes(tied[address].read(), tensor.spec)
-            target = self._arena[offset : offset + tensor.spec.num_bytes]
-            offset += _rounded(tensor.spec.num_bytes)
-            if tensor.spec.num_bytes < _LARGE and tensor.transfer is None:
+            size = tensor.spec.num_bytes
+            target = self._arena[offset : offset + size]
+            offset += _rounded(size)
+            if size < _LARGE and tensor.transfer is None:
                 target[:] = tensor.read()
             else:
                 (delayed if name in later else copies).append((target, tensor))

@@ -26,14 +26,14 @@ def stepped(optimizer: Any) -> dict[tuple[int, int], Callable[[], bool]]:
     torch's counter does not see writes through `.data`, NumPy views and some fused kernels.
     """
     return {
-        (tensor.data_ptr(), tensor.numel() * tensor.element_size()): _watch(tensor)
+        (tensor.data_ptr(), tensor.nbytes): _watch(tensor)
         for tensor in _tensors(optimizer)
-        if tensor.layout is torch.strided and (is_on_device(tensor) or _is_dense_on_host(tensor))
+        if tensor.layout is torch.strided and (_is_dense_on_host(tensor) or is_on_device(tensor))
     }
 
 
 def _is_dense_on_host(tensor: torch.Tensor) -> bool:
-    return bool(tensor.device.type == "cpu" and tensor.is_contiguous())
+    return bool(tensor.is_cpu and tensor.is_contiguous())
 
 
 def _tensors(optimizer: Any) -> Iterator[torch.Tensor]:
