@@ -15,9 +15,10 @@ from safepoint.cli.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
+    from safepoint.cli.table import Table
     from safepoint.repository import Progress
 
 
@@ -61,14 +62,9 @@ def headline(*parts: tuple[str, str]) -> Text:
 
 def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()) -> Table:
     """A table without frame; columns in `fold` give way where the terminal is narrow, the others stay whole."""
-    from rich.table import Table
+    from safepoint.cli.table import Column, Table
 
-    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        rows.add_column(
-            cell(column), justify="right" if column in right else "left", no_wrap=column not in fold, overflow="fold"
-        )
-    return rows
+    return Table([Column(cell(column), column in right, column in fold) for column in columns])
 
 
 @contextmanager
@@ -88,7 +84,7 @@ def progress_bar(title: str, *, hidden: bool) -> Iterator[Progress | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def facts(rows: Mapping[str, str]) -> Table:
+def facts(rows: Mapping[str, str]) -> Grid:
     """Words and what they stand for; empty ones are left out."""
     from rich.table import Table
 

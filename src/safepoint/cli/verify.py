@@ -15,8 +15,7 @@ from safepoint.errors import CorruptionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
+    from safepoint.cli.table import Table
     from safepoint.repository import Damage, Repository
 
 
