@@ -18,7 +18,7 @@ from safepoint.cli.failure import report
 from safepoint.errors import SafepointError
 
 SECTIONS = {
-    "Look": ("log", "show", "diff", "plot", "verify"),
+    "Look": ("log", "show", "diff", "plot", "health", "verify"),
     "Carry": ("convert", "import"),
     "Keep": ("tag", "untag", "delete", "prune", "collect", "compact", "repair", "sign"),
     "Try": ("demo", "verify-resume", "bench"),
