@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import pickletools
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from tests.cli.conftest import Result, safepoint
+from tests.crash.processes import Child
 from tests.open.conftest import safetensors_bytes
 
 import safepoint as library
-from safepoint.codec import BLOCK_BYTES
+from safepoint.cli.program import run as run_program
 from safepoint.repository import Repository
 from safepoint.tree import StateTree, Tensor
 
@@ -101,14 +104,22 @@ def test_a_pt_file_is_a_pickle_that_names_tensors_and_nothing_else(safepoint: Ca
     assert named == expected | {"torch._utils _rebuild_tensor_v2", "collections OrderedDict"}
 
 
-def test_large_tensors_cross_every_border(safepoint: Call) -> None:
-    array = RNG.integers(0, 255, 2 * BLOCK_BYTES + 12345, np.uint8)
-    Path("a.safetensors").write_bytes(safetensors_bytes({"x": array, "y": array[:1000]}))
-    for target, place in (("b.pt", "b.pt"), ("b.index", "b"), ("b.safetensors", "b.safetensors")):
+def test_large_tensors_cross_every_border(safepoint: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 64 kB and segments of 40 kB stand for those of 16 and 8 MiB."""
+    monkeypatch.setattr("safepoint.codec.blocks.BLOCK_BYTES", 64 << 10)
+    monkeypatch.setattr("safepoint.api.outgoing.BLOCK_BYTES", 64 << 10)
+    monkeypatch.setattr("safepoint.formats.writing.output._SEGMENT_BYTES", 40 << 10)
+    x = RNG.integers(0, 255, (200 << 10) + 12345, np.uint8)
+    halves = (RNG.random(100_000) - 0.5).astype(np.float16)
+    Path("a.safetensors").write_bytes(safetensors_bytes({"halves": halves, "x": x, "y": x[:1000]}))
+    for target, place in (("b.pt", "b.pt"), ("b.index", "b"), ("b.safetensors", "b.safetensors"), ("b.npz", "b.npz")):
         assert safepoint("convert", "a.safetensors", target).code == 0
-        check_same(arrays(place), {"x": array, "y": array[:1000]})
-    with zipfile.ZipFile("b.pt") as archive:
-        assert archive.testzip() is None
+        check_same(arrays(place), {"halves": halves, "x": x, "y": x[:1000]})
+        assert safepoint("convert", place, f"c{target}", "--dtype", "f32").code == 0
+        check_same(arrays(f"c{place}"), {"halves": halves.astype(np.float32), "x": x, "y": x[:1000]})
+    for file in ("b.pt", "b.npz", "cb.pt"):
+        with zipfile.ZipFile(file) as archive:
+            assert archive.testzip() is None
 
 
 def test_metadata_and_values_stay_where_they_have_a_place(safepoint: Call) -> None:
@@ -351,3 +362,35 @@ def test_quiet_prints_nothing_and_people_read_one_line(safepoint: Call) -> None:
     out = safepoint("convert", "a.safetensors", "b.pt").out
     assert out.startswith("b.pt  ·  pytorch  ·  7 tensors")
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_names_that_were_made_to_do_harm(safepoint: Call) -> None:
+    for name in ("a\nb", "\u202egpj.exe", "x" * 2000):
+        Path("a.safetensors").write_bytes(safetensors_bytes({name: np.ones(1)}))
+        for target in ("b.pt", "b.safetensors", "b.index", "b.npz", "run"):
+            assert safepoint("convert", "a.safetensors", target).code == 7
+    assert here_now() == ["a.safetensors"]
+    assert safepoint("convert", "a.safetensors", "b.pt", "--rename", "x+=w").code == 0
+
+
+@pytest.mark.parametrize("target, write", [("b.pt", 1), ("b.index", 2)])
+def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(safepoint: Call, target: str, write: int) -> None:
+    if target == "b.pt":
+        Path(target).write_text("precious")
+    real, writes = os.pwritev, itertools.count(1)
+
+    def pwritev(*arguments: Any) -> int:
+        if next(writes) == write:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+
+    def work(_say: Callable[[object], None]) -> None:
+        os.pwritev = pwritev
+        run_program(["convert", "a.safetensors", target, "--force"])
+
+    assert Child(work).wait()[0] == -signal.SIGKILL
+    assert not Path("b.index").exists()
+    assert target != "b.pt" or Path(target).read_text() == "precious"
+    assert safepoint("convert", "a.safetensors", target, "--force").code == 0
+    check_same(arrays(target.removesuffix(".index")))
+    assert leftovers() == []

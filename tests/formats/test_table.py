@@ -130,6 +130,10 @@ def test_a_row(row: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         capsys.readouterr()
         assert run_program(["show", str(path), *arguments]) == 0
         assert found[0].rpartition("/")[2].rpartition(".")[2] in capsys.readouterr().out
+    target = tmp_path / "converted.safetensors"
+    assert run_program(["convert", str(path), str(target), "-q"]) == 0
+    with safepoint.open(target) as tensors:
+        assert any(tensor.numpy().tobytes() == WEIGHT.tobytes() for tensor in tensors.values())
 
 
 SILENT = """

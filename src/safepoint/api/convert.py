@@ -20,7 +20,7 @@ from safepoint.api.outgoing import CASTS, Ledger, casts
 from safepoint.errors import CorruptionError, ExistsError, NotFoundError, UnsupportedError
 from safepoint.formats.writing import TARGETS, Content, Target, check_room, target_of, write
 from safepoint.repository import Progress, Repository, Snapshot
-from safepoint.tree import Branch, Leaf, Node, StateTree, Tensor, Value, join_name
+from safepoint.tree import Branch, Leaf, Node, StateTree, Tensor, Value, check_name, join_name
 from safepoint.tree import rename as rename_names
 from safepoint.tree import select as select_names
 from safepoint.tree.leaves import Bytes
@@ -47,6 +47,7 @@ class Conversion:
         names: source name → name in the target, of tensors.
         cast: names in the target of tensors that were converted to another dtype.
         left_out: names of plain values that the format has no place for.
+        opaque: source names of quantized tensors, which stay the bytes that they are.
         num_bytes: that were written.
     """
 
@@ -55,6 +56,7 @@ class Conversion:
     names: Mapping[str, str]
     cast: tuple[str, ...]
     left_out: tuple[str, ...]
+    opaque: tuple[str, ...]
     num_bytes: int
 
 
@@ -94,7 +96,7 @@ def convert(
     found = _target(path, to)
     wanted = None if dtype is None else _dtype(dtype)
     with open_any(source) as tensors:
-        _check_apart(tensors, Path(path))
+        _check_apart(os.fspath(source), tensors, Path(path))
         leaves = _chosen(tensors, select)
         if found is None:
             return _to_repository(tensors, leaves, path, dtype=wanted, rename=rename, progress=progress)
@@ -176,18 +178,17 @@ def _dtype(word: str) -> str:
     return found
 
 
-def _check_apart(tensors: Tensors, target: Path) -> None:
+def _check_apart(opened: str, tensors: Tensors, target: Path) -> None:
     """Whether writing the target cannot change the source.
 
     Raises:
         UnsupportedError: it is the source, or lies in it.
     """
     source = Path(tensors.location.rpartition("@id:")[0] if tensors.kind == "snapshot" else tensors.location).resolve()
-    files = [file.path for file in getattr(tensors.source, "files", ()) if isinstance(getattr(file, "path", None), str)]
+    files = [file.path for file in getattr(tensors.source, "files", ()) if hasattr(file, "path")]
     resolved = target.resolve()
-    folders = {source} if source.is_dir() else set()
-    folders |= {Path(file).resolve().parent for file in files} if len(files) > 1 else set()
-    if resolved == source or any(resolved == folder or folder in resolved.parents for folder in folders):
+    inside = Path(opened).resolve() in resolved.parents if Path(opened).is_dir() else False
+    if inside or source in {resolved, *resolved.parents} or resolved in {Path(file).resolve() for file in files}:
         raise UnsupportedError(
             f"{target} is the source, or lies in it", expected="a target that is no part of it", hint="choose another"
         )
@@ -227,6 +228,7 @@ def _to_file(
     force: bool,
     progress: Progress | None,
 ) -> Conversion:
+    _check_names(names.values())
     whole = tensors.kind not in _VERIFIED_IN_PARTS
     mine = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
     cast = {name: casts(tensor.spec, dtype) for name, tensor in mine.items()}
@@ -253,8 +255,24 @@ def _to_file(
         {name: names[name] for name in mine},
         tuple(names[name] for name, changed in cast.items() if changed),
         () if target.keeps_values else tuple(values),
+        _opaque(tensors, leaves),
         num_bytes,
     )
+
+
+def _opaque(tensors: Tensors, leaves: Mapping[str, Leaf]) -> tuple[str, ...]:
+    quantized = tensors.metadata.get("quantized", {})
+    return tuple(name for name in leaves if name in quantized)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Whether names can be kept: no file of ours may do what a stranger's name was made for."""
+    try:
+        for name in names:
+            check_name(name)
+    except UnsupportedError as error:
+        error.advise("--rename REGEX=NEW, or leave it out with --select")
+        raise
 
 
 def _metadata(tensors: Tensors) -> dict[str, str]:
@@ -302,6 +320,7 @@ def _to_repository(
         {name: names[name] for name, leaf in leaves.items() if isinstance(leaf, Tensor)},
         cast,
         (),
+        _opaque(tensors, leaves),
         snapshot.written_bytes,
     )
 

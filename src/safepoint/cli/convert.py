@@ -10,6 +10,8 @@ from safepoint.cli.command import command
 from safepoint.cli.text import count, size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from safepoint.api.convert import Conversion
 
 _FORMATS = ("safetensors", "pytorch", "npz", "hdf5", "tensorflow", "repository")
@@ -83,6 +85,7 @@ def _document(source: str, done: Conversion) -> dict[str, Any]:
         "names": dict(done.names),
         "cast": list(done.cast),
         "left_out": list(done.left_out),
+        "opaque": list(done.opaque),
     }
 
 
@@ -93,6 +96,12 @@ def _print(done: Conversion) -> None:
     cast = f"{len(done.cast):,} converted to another dtype" if done.cast else ""
     stdout().print(headline(*what, (cast, ""), ("read back", "green")))
     if done.left_out:
-        shown = ", ".join(done.left_out[:_MOST_NAMES]) + (", ..." if len(done.left_out) > _MOST_NAMES else "")
-        words = f"{count(len(done.left_out), 'plain value')} left out, which {done.kind} has no place for: {shown}"
-        stderr().print(cell(words, "yellow"))
+        words = f"{count(len(done.left_out), 'plain value')} left out, which {done.kind} has no place for"
+        stderr().print(cell(f"{words}: {_some(done.left_out)}", "yellow"))
+    if done.opaque:
+        words = f"{count(len(done.opaque), 'tensor')} of a quantized type stay packed bytes"
+        stderr().print(cell(f"{words}: {_some(done.opaque)}", "yellow"))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")

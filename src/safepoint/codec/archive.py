@@ -11,6 +11,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from safepoint.errors import CorruptionError, UnsupportedError
 
 Read = Callable[[int, int], bytes]
@@ -156,6 +159,16 @@ def check_member(read: Read, member: Member, *, file: str) -> None:
         crc = zlib.crc32(read(member.start + start, min(_PIECE_BYTES, member.num_bytes - start)), crc)
     if crc != member.crc:
         raise _damaged(member, file, expected=f"CRC {member.crc:08x}", found=f"{crc:08x}")
+
+
+def check_content(data: NDArray[np.uint8], member: Member, *, file: str) -> None:
+    """Compare the checksum of a stored member with that of its content, which was read.
+
+    Raises:
+        CorruptionError: it is not what was written.
+    """
+    if member.crc is not None and zlib.crc32(data.data) != member.crc:
+        raise _damaged(member, file, expected=f"CRC {member.crc:08x}", found=f"{zlib.crc32(data.data):08x}")
 
 
 def _damaged(member: Member, file: str, *, expected: str | None = None, found: object) -> CorruptionError:

@@ -7,7 +7,7 @@ from typing import final
 
 import numpy as np
 
-from safepoint.codec import Member, check_member, read_member, read_members, read_prefix
+from safepoint.codec import Member, check_content, check_member, read_member, read_members, read_prefix
 from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.formats.files import Readable
 from safepoint.tree.leaves import Bytes
@@ -59,12 +59,18 @@ class Archive:
         member = self.members[name]
         if member.deflated:
             self._check_memory(member, member.num_bytes)
-            data = bytearray(read_member(self.file.read, member, file=self.file.path))
-            return np.frombuffer(data, np.uint8)[start:stop]
-        if name not in self._verified:
+            unpacked = bytearray(read_member(self.file.read, member, file=self.file.path))
+            return np.frombuffer(unpacked, np.uint8)[start:stop]
+        if name in self._verified:
+            return self.part(name, start, stop)
+        if (start, stop) == (0, member.num_bytes):  # the usual case: read once
+            data = self.part(name, start, stop)
+            check_content(data, member, file=self.file.path)
+        else:
             check_member(self.file.read, member, file=self.file.path)
-            self._verified.add(name)
-        return self.part(name, start, stop)
+            data = self.part(name, start, stop)
+        self._verified.add(name)
+        return data
 
     def _check_memory(self, member: Member, num_bytes: int) -> None:
         if num_bytes > max(_MAX_UNPACKED_BYTES, member.packed * _MAX_EXPANSION):
