@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from tests import audit
 
 # Folders of tests/ whose tests import a framework. `pytest` leaves them out, `pytest --frameworks` runs only them, and
 # a path on the command line always wins. `docs` runs the README, whose examples train networks; `torture` takes a
@@ -16,6 +18,12 @@ FRAMEWORK_FOLDERS = frozenset(
     {
         "demo", "docs", "examples", "formats", "jax", "jax_models", "keras", "plot", "real_models", "tensorflow",
         "torch", "torch_models", "torture", "whole_model",
+    }
+)  # fmt: skip
+# Folders where whatever safepoint does is under the audit hook: all that load anything.
+AUDITED_FOLDERS = frozenset(
+    {
+        "api", "attacks", "cli", "convert", "golden", "open", "repository",
     }
 )  # fmt: skip
 _MAY_SKIP = frozenset({"torture"})  # what the machine forbids; see `tests/torture/machine.py`
@@ -50,6 +58,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name != "examples":
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(_TESTS).as_posix().replace("/", ".")))
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_a_file_is_run(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test may make safepoint run, import, unpickle or send anything on behalf of a file: see `tests/audit.py`."""
+    del audit.violations[:]
+    yield
+    found = list(dict.fromkeys(audit.violations))
+    if request.path.parent.name in AUDITED_FOLDERS:
+        assert not found, "\n".join(["done by safepoint, or by what it called:", *found[:20]])
 
 
 @pytest.fixture(params=["direct", "buffered"])

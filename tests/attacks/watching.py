@@ -2,59 +2,37 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pytest
+from tests import audit
 
 import safepoint
 
-FORBIDDEN = (
-    "exec",
-    "compile",
-    "import",
-    "pickle.",
-    "marshal.",
-    "socket.",
-    "subprocess.",
-    "os.system",
-    "os.exec",
-    "ctypes.",
-)
-_seen: list[tuple[str, Any]] | None = None
-
-
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _seen is not None and (event.startswith(FORBIDDEN) or event == "open"):
-        _seen.append((event, arguments[0] if arguments else None))
-
-
-sys.addaudithook(_hook)
+Result = TypeVar("Result")
 
 
 @contextmanager
 def watched(folder: Path, *, most_bytes: int = 16 << 20, most_seconds: float = 5) -> Iterator[None]:
     """Nothing is run, imported or connected to; nothing outside `folder` is opened; little time and memory goes."""
-    global _seen  # noqa: PLW0603 — a hook cannot be taken away again
     tracemalloc.start()
-    seen: list[tuple[str, Any]] = []
     start = time.process_time()
-    _seen = seen
     try:
-        yield
+        with audit.listening() as seen:
+            yield
     finally:
-        _seen = None
         seconds = time.process_time() - start
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     ran = [event for event in seen if event[0] != "open"]
     assert ran == []
-    opened = [str(path) for event, path in seen if event == "open" and isinstance(path, str)]
+    opened = [str(path) for event, path, _ in seen if event == "open" and isinstance(path, str)]
     outside = [path for path in opened if path.startswith("/") and not Path(path).is_relative_to(folder)]
     assert outside == []
     assert peak < most_bytes, f"{peak:,} bytes"
@@ -76,3 +54,26 @@ def refused(path: Path, error: type[Exception] | tuple[type[Exception], ...], ma
         read_all(path)
     with watched(folder), pytest.raises(error, match=match):
         read_all(path)
+
+
+def loads_safely(place: Path, load: Callable[[], Result]) -> Result:
+    """What `load` gives: nothing forbidden (`tests/audit.py`) happens in any thread, nothing outside `place` is opened.
+
+    The first time imports modules and lets frameworks build what they keep; the second is watched.
+    """
+    load()
+    with audit.listening() as seen:
+        result = load()
+    done = [event for event in seen if event[2]]
+    assert done == [], done
+    opened = [Path(os.fsdecode(path)) for event, path, _ in seen if event == "open" and isinstance(path, str | bytes)]
+    inside = [path for path in opened if path.is_relative_to(place) or _is_of_a_folder(path)]
+    strange = [path for path in opened if path not in inside and not audit.is_machine(path)]
+    assert strange == [], strange
+    assert inside, "nothing was loaded, or the hook sees nothing"
+    return result
+
+
+def _is_of_a_folder(path: Path) -> bool:
+    """Whether it was opened by a descriptor of its folder, of which the hook is not told."""
+    return len(path.parts) <= 1 and not (path.name and path.exists())
