@@ -21,7 +21,10 @@ from tests.crash.processes import Child
 from tests.open.conftest import safetensors_bytes
 
 import safepoint as library
+from safepoint.api.convert import convert
+from safepoint.cli.convert import convert as convert_command
 from safepoint.cli.program import run as run_program
+from safepoint.formats.writing import TARGETS
 from safepoint.repository import Repository
 from safepoint.tree import StateTree, Tensor
 
@@ -105,12 +108,12 @@ def test_a_pt_file_is_a_pickle_that_names_tensors_and_nothing_else(safepoint: Ca
 
 
 def test_large_tensors_cross_every_border(safepoint: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 64 kB and segments of 40 kB stand for those of 16 and 8 MiB."""
-    monkeypatch.setattr("safepoint.codec.blocks.BLOCK_BYTES", 64 << 10)
-    monkeypatch.setattr("safepoint.api.outgoing.BLOCK_BYTES", 64 << 10)
-    monkeypatch.setattr("safepoint.formats.writing.output._SEGMENT_BYTES", 40 << 10)
-    x = RNG.integers(0, 255, (200 << 10) + 12345, np.uint8)
-    halves = (RNG.random(100_000) - 0.5).astype(np.float16)
+    """Pieces of 16 kB and segments of 12 kB stand for those of 16 and 8 MiB."""
+    monkeypatch.setattr("safepoint.codec.blocks.BLOCK_BYTES", 16 << 10)
+    monkeypatch.setattr("safepoint.api.outgoing.BLOCK_BYTES", 16 << 10)
+    monkeypatch.setattr("safepoint.formats.writing.output._SEGMENT_BYTES", 12 << 10)
+    x = RNG.integers(0, 255, (50 << 10) + 1234, np.uint8)
+    halves = (RNG.random(20_000) - 0.5).astype(np.float16)
     Path("a.safetensors").write_bytes(safetensors_bytes({"halves": halves, "x": x, "y": x[:1000]}))
     for target, place in (("b.pt", "b.pt"), ("b.index", "b"), ("b.safetensors", "b.safetensors"), ("b.npz", "b.npz")):
         assert safepoint("convert", "a.safetensors", target).code == 0
@@ -258,7 +261,11 @@ def test_nothing_is_overwritten_without_force(safepoint: Call) -> None:
     assert safepoint("convert", "a.safetensors", "b.npz", "--force").code == 0
     check_same(arrays("b.npz"))
     Path("folder.npz").mkdir()
-    assert safepoint("convert", "a.safetensors", "folder.npz", "--force").code == 6
+    Path("link.npz").symlink_to("b.npz")
+    Path("lost.npz").symlink_to("nowhere")
+    os.mkfifo("pipe.npz")
+    for name in ("folder.npz", "link.npz", "lost.npz", "pipe.npz"):
+        assert safepoint("convert", "a.safetensors", name, "--force").code == 6
     safepoint("convert", "a.safetensors", "c.index")
     assert safepoint("convert", "a.safetensors", "c", "--to", "tensorflow").code == 6
     result = safepoint("convert", "a.safetensors", "c.index", "--force")
@@ -348,6 +355,9 @@ def test_the_suffix_or_to_says_the_format(safepoint: Call) -> None:
     with library.open("b.ckpt") as one, library.open("c.ckpt") as two:
         assert (one.kind, two.kind) == ("pytorch", "tensorflow")
     assert safepoint("convert", "a.safetensors", "b.pt", "--to", "onnx").code == 2
+    for name in ("b.pt/", "runs/v1"):
+        assert safepoint("convert", "a.safetensors", name, "--json").json["format"] == "repository"
+    assert "none for a repository" in safepoint("convert", "a.safetensors", "runs/v1.5").err
     assert safepoint("convert", "a.safetensors", "b.pt", "--select", "nothing.there").code == 4
 
 
@@ -394,3 +404,30 @@ def test_a_kill_leaves_what_was_there_and_the_next_run_cleans_up(safepoint: Call
     assert safepoint("convert", "a.safetensors", target, "--force").code == 0
     check_same(arrays(target.removesuffix(".index")))
     assert leftovers() == []
+
+
+def test_archives_of_64_bits(safepoint: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kilobyte stands for four gigabytes, and three members for 65,535."""
+    monkeypatch.setattr("safepoint.formats.writing.zip_file._LIMIT", 1000)
+    monkeypatch.setattr("safepoint.formats.writing.zip_file._LIMIT_COUNT", 3)
+    for target in ("b.npz", "b.pt"):
+        assert safepoint("convert", "a.safetensors", target).code == 0
+        check_same(arrays(target))
+        with zipfile.ZipFile(target) as archive:
+            assert archive.testzip() is None
+            assert len(archive.infolist()) == len(ARRAYS) + (3 if target == "b.pt" else 0)
+
+
+def test_progress_ends_where_all_was_written_and_read_back() -> None:
+    told: list[tuple[int, int]] = []
+    convert("a.safetensors", "b.pt", progress=lambda done, total: told.append((done, total)))
+    total = 2 * sum(array.nbytes for array in ARRAYS.values())
+    assert told == sorted(told)
+    assert told[-1] == (total, total)
+
+
+def test_the_command_knows_every_format() -> None:
+    (option,) = [parameter for parameter in convert_command.params if parameter.name == "to"]
+    assert {*option.type.choices} == {*TARGETS, "repository"}
+    for target in TARGETS.values():
+        assert f"`{target.suffixes[0]}`" in (Path(__file__).parents[2] / "README.md").read_text()

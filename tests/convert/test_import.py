@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -208,3 +209,20 @@ def test_shards_are_one_checkpoint_and_ten_names_sort_by_number(safepoint: Call)
     assert [(s.step, s.num_tensors) for s in snapshots()] == [(9, 2), (10, 2), (100, 2)]
     assert safepoint("import", "outputs/checkpoint-9", "--into", "other").code == 0
     assert [s.environment["imported from"] for s in snapshots("other")] == ["checkpoint-9"]
+
+
+def test_a_full_disk_keeps_what_was_imported_before(
+    outputs: None, safepoint: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert safepoint("import", "outputs/checkpoint-500", "--into", "run").code == 0
+
+    def refuse(*arguments: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", refuse)
+        assert safepoint("import", "outputs", "--into", "run").code == 12
+    assert [s.step for s in snapshots()] == [500]
+    assert Repository("run").verify().ok
+    assert safepoint("import", "outputs", "--into", "run").code == 0
+    assert [s.step for s in snapshots()] == [500, 1000, 1500]

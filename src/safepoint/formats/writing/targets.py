@@ -57,14 +57,17 @@ def target_of(path: str) -> Target | None:
     Raises:
         UnsupportedError: a suffix that means none, or several.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = "" if path.endswith("/") else Path(path).suffix.lower()
     found = next((target for target in TARGETS.values() if suffix in target.suffixes), None)
-    if found is not None or not suffix or path.endswith("/"):
+    if found is not None or not suffix:
         return found
     known = ", ".join(suffix for target in TARGETS.values() for suffix in target.suffixes)
     several = "Lightning's and TensorFlow's" if suffix == ".ckpt" else "no format that is written"
     raise UnsupportedError(
-        f"the suffix of {path} is {several}", expected=known, found=suffix, hint="say which one: --to FORMAT"
+        f"the suffix of {path} is {several}",
+        expected=f"{known}, or none for a repository",
+        found=suffix,
+        hint="say which one: --to FORMAT",
     )
 
 
@@ -80,14 +83,15 @@ def check_room(target: Target, path: Path, *, force: bool) -> None:
     """Whether `write` may have the name.
 
     Raises:
-        ExistsError: it is taken, and `force` is False or a folder stands there.
+        ExistsError: it is taken, and `force` is False or it is no file's.
         UnsupportedError: a checkpoint of several files, which cannot be replaced in one step.
     """
     taken = next((file for file in files_of(target, path)[:1] if file.exists() or file.is_symlink()), None)
     if taken is None:
         return
-    if taken.is_dir():
-        raise ExistsError(f"{taken} is a folder", expected="the name of a file", hint="choose a name inside it")
+    if taken.is_symlink() or not taken.is_file():
+        what = "a link" if taken.is_symlink() else "a folder" if taken.is_dir() else "no regular file"
+        raise ExistsError(f"{taken} is {what}", expected="the name of a file", hint="choose another name")
     if not force:
         raise ExistsError(f"{taken} exists already", hint="choose another name, or replace it: --force")
     if target.kind == "tensorflow":

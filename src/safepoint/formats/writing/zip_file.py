@@ -21,7 +21,8 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
-_WIDE, _WIDE_COUNT = 0xFFFFFFFF, 0xFFFF
+_WIDE, _WIDE_COUNT = 0xFFFFFFFF, 0xFFFF  # stand where a number of 64 bits is told elsewhere
+_LIMIT, _LIMIT_COUNT = _WIDE, _WIDE_COUNT  # from here on, it is
 _LATER, _UTF8 = 0x0008, 0x0800
 _PADDING = 0x4246  # the tag that PyTorch pads its members with, and everybody skips
 _NO_DAY = 0x0021  # 1 January 1980, the first that a zip file knows
@@ -71,7 +72,7 @@ class Zip:
             crc = _crc32(piece, crc)
             self._out.append(piece)
         if later:
-            size = "Q" if num_bytes >= _WIDE else "I"
+            size = "Q" if num_bytes >= _LIMIT else "I"
             self._out.append(struct.pack(f"<4sI{size}{size}", b"PK\x07\x08", crc, num_bytes, num_bytes))
         self._members.append(member._replace(crc=crc))
 
@@ -81,28 +82,29 @@ class Zip:
         for member in self._members:
             self._out.append(self._central(member))
         size, count = self._out.position - start, len(self._members)
-        if count >= _WIDE_COUNT or start + size >= _WIDE:
+        wide_count, wide_size = count >= _LIMIT_COUNT, start + size >= _LIMIT
+        if wide_count or wide_size:
             end = self._out.position
             wide = _END64.pack(b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, size, start)
             self._out.append(wide + _LOCATOR.pack(b"PK\x06\x07", 0, end, 1))
-        few = min(count, _WIDE_COUNT)
-        self._out.append(_END.pack(b"PK\x05\x06", 0, 0, few, few, min(size, _WIDE), min(start, _WIDE), 0))
+        few = _WIDE_COUNT if wide_count else count
+        self._out.append(_END.pack(b"PK\x05\x06", 0, 0, few, few, _narrow(size), _narrow(start), 0))
 
     @staticmethod
     def _local(member: _Member) -> bytes:
-        wide = member.num_bytes >= _WIDE
+        wide = member.num_bytes >= _LIMIT
         extra = struct.pack("<HHQQ", 1, 16, member.num_bytes, member.num_bytes) if wide else b""
         end = member.header + _LOCAL.size + len(member.name) + len(extra) + 4
         padding = -end % _ALIGNMENT
         extra += struct.pack("<HH", _PADDING, padding) + bytes(padding)
-        size = min(member.num_bytes, _WIDE)
+        size = _narrow(member.num_bytes)
         name, version = member.name, 45 if wide else 20
         fields = (version, member.flags, 0, 0, _NO_DAY, member.crc, size, size, len(name), len(extra))
         return _LOCAL.pack(b"PK\x03\x04", *fields) + name + extra
 
     @staticmethod
     def _central(member: _Member) -> bytes:
-        size, header = min(member.num_bytes, _WIDE), min(member.header, _WIDE)
+        size, header = _narrow(member.num_bytes), _narrow(member.header)
         wide = [member.num_bytes] * 2 if size == _WIDE else []
         wide += [member.header] if header == _WIDE else []
         extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
@@ -119,6 +121,11 @@ def check_member_name(name: str, title: str) -> None:
     """
     if {"", ".", ".."} & set(name.split("/")) or "\\" in name or not name.isprintable() or len(name.encode()) > 60_000:
         raise refuse_name(name, title, "no archive may have a member called so")
+
+
+def _narrow(number: int) -> int:
+    """What stands in a field of 32 bits."""
+    return number if number < _LIMIT else _WIDE
 
 
 def _crc32(data: bytes | Bytes, before: int = 0) -> int:
