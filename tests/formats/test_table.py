@@ -12,6 +12,7 @@ import gguf
 import keras
 import numpy as np
 import onnx
+import orbax.checkpoint
 import pytest
 import tensorflow as tf
 import torch
@@ -97,6 +98,11 @@ def of_numpy(path: Path) -> Path:
     return path
 
 
+def of_orbax(path: Path) -> Path:
+    orbax.checkpoint.PyTreeCheckpointer().save(path, {"w": WEIGHT})
+    return path
+
+
 ROWS: dict[str, Callable[[Path], Path]] = {
     "safepoint repository, `PATH@best`": lambda folder: of_repository(folder / "run"),
     "safepoint model file": lambda folder: of_model(folder / "model"),
@@ -108,6 +114,7 @@ ROWS: dict[str, Callable[[Path], Path]] = {
     "`.weights.h5`, legacy `.h5`": lambda folder: of_keras(folder / "m.weights.h5"),
     "TensorFlow checkpoint": lambda folder: of_tensorflow(folder / "ck"),
     "SavedModel": lambda folder: of_tensorflow(folder / "saved"),
+    "Orbax checkpoint": lambda folder: of_orbax(folder / "orbax"),
     "ONNX": lambda folder: of_onnx(folder / "m.onnx"),
     "GGUF": lambda folder: of_gguf(folder / "m.gguf"),
 }

@@ -54,8 +54,9 @@ def show(
 ) -> None:
     """Show what a snapshot, a model or any file of tensors holds: names, shapes, values, metadata.
 
-    REF may be anyone's file: safetensors, PyTorch, Keras, TensorFlow, NumPy, ONNX, GGUF. NAMES are globs over the
-    names of tensors and values; without one, everything is shown. Nothing is executed, and no framework is needed.
+    REF may be anyone's file: safetensors, PyTorch, Keras, TensorFlow, Orbax, NumPy, ONNX, GGUF. NAMES are globs
+    over the names of tensors and values; without one, everything is shown. Nothing is executed, and no framework
+    is needed.
 
     With --stats, first what is wrong: NaN and infinities, tensors that are all zero or all the same, rows and columns
     that are zero throughout, tensors with the bytes of another. Quantiles are exact up to 65,536 elements, else of

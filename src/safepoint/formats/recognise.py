@@ -41,7 +41,7 @@ def is_known_file(path: str) -> bool:
 def is_known_folder(path: str) -> bool:
     """Whether a folder holds something that `read` reads."""
     folder = Path(path)
-    return _folder_kind(folder) is not None or _entry_of(folder) is not None
+    return any(find(folder) is not None for find in (_folder_kind, _entry_of, _newest_step))
 
 
 def is_marked_folder(path: str) -> bool:
@@ -58,6 +58,13 @@ def _folder_kind(folder: Path) -> str | None:
         "_CHECKPOINT_METADATA": "orbax",
     }
     return next((kind for mark, kind in marks.items() if (folder / mark).exists()), None)
+
+
+def _newest_step(folder: Path) -> Path | None:
+    """The newest step in a folder of Orbax' steps."""
+    from safepoint.formats import orbax
+
+    return orbax.newest_step(folder)
 
 
 def _entry_of(folder: Path) -> Path | None:
@@ -84,11 +91,10 @@ def _read_folder(folder: Path) -> Contents:
 
         return distributed.read(folder)
     if kind == "orbax":
-        raise UnsupportedError(
-            f"{folder} is an Orbax checkpoint, which is not read yet",
-            hint="restore it with Orbax, and save the tree with safepoint.Checkpoint(params=params).save(directory)",
-        )
-    entry = _entry_of(folder)
+        from safepoint.formats import orbax
+
+        return orbax.read(folder)
+    entry = _entry_of(folder) or _newest_step(folder)
     if entry is None:
         raise UnsupportedError(f"{folder} is a folder of no format that is known", found=_listed(folder))
     return read(str(entry))
