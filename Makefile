@@ -6,6 +6,7 @@
 #   make torture  an hour of crashes, damage and races; writes docs/reliability-results/ (SCALE=0.1 is shorter)
 #   make bench    the measured figures of the README
 #   make docs     write docs/cli.md, the reference of the command line
+#   make pictures  the README's, of a run that it trains
 #   make format   rewrite sources the way make check wants them
 #   make clean    remove what the above made
 
@@ -50,6 +51,9 @@ bench: $(FULL)/.installed
 
 docs: $(CHECK)/.installed
 	$(CHECK)/bin/python docs/cli_reference.py
+
+pictures: $(FULL)/.installed
+	@$(FULL)/bin/python docs/pictures/make.py
 
 format: $(CHECK)/.installed
 	$(CHECK)/bin/ruff check --fix-only

@@ -30,7 +30,7 @@ def test_metrics_are_drawn_from_step_to_step_with_their_best_and_the_tags(run: R
     run.delete("id:2")
     lines = safepoint("log", "runs/digits").out.splitlines()
     assert [line.rstrip() for line in lines[2:5]] == [
-        "loss      █▅▁▅█  2.25 → 2.25, best 1.25 at step 19",  # the best one, number 2, was given up
+        "loss      ▇▄▁▄▇  2.25 → 2.25, best 1.25 at step 19",  # the best one, number 2, was given up
         "accuracy  ▁▁▁▁▁  0.5 → 0.5, best 0.5 at step 9",
         "tags      release-1 (step 19)",
     ]

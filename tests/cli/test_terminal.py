@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from safepoint.cli.output import headline
 from safepoint.repository import Repository
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])[0-9;]*m")
@@ -57,3 +58,10 @@ def test_verify_draws_a_bar_and_takes_it_away(run: Repository) -> None:
 @pytest.mark.parametrize("mode", ["--json", "-q"])
 def test_there_is_no_bar_for_programs(run: Repository, mode: str) -> None:
     assert "\x1b" not in in_terminal("verify", "runs/digits", mode)
+
+
+def test_only_the_dots_of_a_headline_are_dim() -> None:
+    line = headline(("run", "bold"), ("", ""), ("5 snapshots", ""))
+    assert line.plain == "run  ·  5 snapshots"
+    assert [line.plain[span.start : span.end] for span in line.spans if span.style == "dim"] == ["  ·  "]
+    assert line.style == ""

@@ -57,7 +57,11 @@ def headline(*parts: tuple[str, str]) -> Text:
     """`(text, style)` parts with dots between them."""
     from rich.text import Text
 
-    return Text("  ·  ", style="dim", overflow="fold").join(cell(text, style) for text, style in parts if text)
+    line = Text(overflow="fold")
+    for text, style in parts:
+        if text:
+            line.append("  ·  " if line else "", style="dim").append_text(cell(text, style))
+    return line
 
 
 def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()) -> Table:

@@ -94,6 +94,7 @@ def documents(repository: Repository, snapshots: Mapping[int, Snapshot]) -> dict
 def print_overview(console: Console, snapshots: Mapping[int, Snapshot]) -> None:
     """A line for each of the first metrics and one for the tags; nothing where there are none."""
     from rich.table import Table
+    from rich.text import Text
 
     from safepoint.cli.output import cell
 
@@ -110,7 +111,7 @@ def print_overview(console: Console, snapshots: Mapping[int, Snapshot]) -> None:
     rows.add_column(overflow="fold")
     for name, course, words in zip(names, found, told, strict=True):
         bars = sparkline(course.values, width=max(1, min(_MOST_BARS, room)), ascii_only=console.options.ascii_only)
-        rows.add_row(cell(name, "dim"), cell(bars, "cyan").append(f"  {words}", style="not cyan default"))
+        rows.add_row(cell(name, "dim"), Text.assemble((bars, "cyan"), f"  {words}", overflow="fold"))
     if tags:
         more = f", and {len(tags) - _MOST_TAGS} more" if len(tags) > _MOST_TAGS else ""
         rows.add_row(cell("tags", "dim"), cell(", ".join(tags[:_MOST_TAGS]) + more))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-_BARS = "▁▂▃▄▅▆▇█"
-_ASCII_BARS = ".:-=+*#@"
+_BARS = "▁▂▃▄▅▆▇"  # a full block would touch the line above
+_ASCII_BARS = ".:-=+*#"
 _NO_NUMBER = "✗"
 _ASCII_NO_NUMBER = "x"
 

@@ -132,7 +132,7 @@ def _metrics(numbers: Metrics) -> Figure:
 
 
 def _weights(numbers: Weights) -> Figure:
-    columns = min(3, len(numbers.tensors))
+    columns = {1: 1, 2: 2, 4: 2}.get(len(numbers.tensors), 3)
     rows = -(-len(numbers.tensors) // columns)
     figure, axes = _figure(rows, columns, 0.5 + 1.75 * rows, sharex=True)
     middle = numbers.quantiles.index(0.5) + 1  # after the minimum
@@ -149,7 +149,8 @@ def _weights(numbers: Weights) -> Figure:
         axis.margins(x=0)
     for axis in axes.flat[len(numbers.tensors) :]:
         axis.set_axis_off()
-    for axis in axes[-1, : len(numbers.tensors) - (rows - 1) * columns]:
+    for axis in axes.flat[max(0, len(numbers.tensors) - columns) : len(numbers.tensors)]:  # the last of each column
+        axis.tick_params(labelbottom=True)
         axis.set_xlabel("step")
     return figure
 
