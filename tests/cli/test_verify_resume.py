@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.cli import forked
 from tests.cli.test_program import FRAMEWORKS, asked_for
 
 from safepoint.api.checkpoint import Checkpoint
+from safepoint.cli.exactness.records import read_moments
 
 EXACT = """
 import sys
@@ -171,6 +173,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No new interpreter for each run, which takes longer than all that a small script does."""
+    monkeypatch.setattr("safepoint.cli.exactness.runs.subprocess", forked)
+
+
 def test_an_exact_script_passes_and_leaves_nothing_behind(safepoint: Callable[..., Any], here: Path) -> None:
     result = safepoint("verify-resume", "--kills", 3, script_of(here), "30")
     assert result.code == 0, result.out + result.err
@@ -179,6 +187,7 @@ def test_an_exact_script_passes_and_leaves_nothing_behind(safepoint: Callable[..
     assert sorted(path.name for path in here.iterdir()) == ["train.py"]
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_is_named(safepoint: Callable[..., Any], here: Path, wrong: str) -> None:
     changes, kind, name, words = WRONG[wrong]
@@ -193,6 +202,7 @@ def test_what_is_wrong_is_named(safepoint: Callable[..., Any], here: Path, wrong
     assert Path(result.json["directory"]).is_dir()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_name_that_may_differ_is_left_out(safepoint: Callable[..., Any], here: Path) -> None:
     script = script_of(here, WRONG["a metric that is a time"][0])
     result = safepoint("verify-resume", "--kills", 1, "--ignore", "metrics/seconds", script)
@@ -210,6 +220,7 @@ def test_a_script_that_fails_by_itself_is_shown_with_its_words(safepoint: Callab
     assert "exactness" not in result.err
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_too_short_to_be_killed_is_refused(safepoint: Callable[..., Any], here: Path) -> None:
     result = safepoint("verify-resume", script_of(here), "1")
     assert result.code == 1
@@ -233,6 +244,7 @@ def test_the_script_sees_what_python_would_show_it(safepoint: Callable[..., Any]
     assert json.loads(expected) == json.loads(result.err.partition("found:")[2].partition("next:")[0])
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_users_own_repositories_are_read_and_never_touched(safepoint: Callable[..., Any], here: Path) -> None:
     for name in ("runs/x", "pretrained"):
         Checkpoint(state={"w": np.ones(8)}).save(name, step=7)
@@ -273,15 +285,18 @@ def test_a_folder_that_holds_something_is_refused(safepoint: Callable[..., Any],
     assert "is not empty" in result.err
 
 
+@pytest.mark.usefixtures("quick")
 def test_what_the_runs_wrote_is_kept_where_it_was_asked_for(safepoint: Callable[..., Any], here: Path) -> None:
     result = safepoint("verify-resume", "--kills", 2, "--directory", here / "kept", "--json", script_of(here))
     assert result.code == 0
     assert result.json["exact"]
-    assert [kill["newest_snapshot"] <= kill["step"] for kill in result.json["kills"]] == [True, True]
+    resumed = [read_moments(here / "kept" / "killed" / f"records-{number}.jsonl")[0] for number in (1, 2)]
+    assert [kill["newest_snapshot"] for kill in result.json["kills"]] == [moment.step for moment in resumed]
     logs = sorted(str(path.relative_to(here / "kept")) for path in (here / "kept").rglob("log-*.txt"))
     assert logs == ["killed/log-0.txt", "killed/log-1.txt", "killed/log-2.txt", "uninterrupted/log-0.txt"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_same_seed_kills_at_the_same_steps(safepoint: Callable[..., Any], here: Path) -> None:
     script = script_of(here)
     steps = [

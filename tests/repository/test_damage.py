@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
@@ -234,12 +235,14 @@ def without(data: Any, path: tuple[Any, ...]) -> Any:
 
 def use(repository: Repository) -> None:
     repository.history()
+    found = {}
     for reference in ("id:0", "id:1", "latest", "a", "best"):
-        try:
-            loaded = load(repository, reference)
-        except SafepointError:
-            continue
-        sum(value.nbytes for value in loaded.values() if isinstance(value, np.ndarray))
+        with contextlib.suppress(SafepointError):
+            snapshot = repository.resolve(reference)
+            found[snapshot.number] = snapshot
+    for snapshot in found.values():
+        with contextlib.suppress(SafepointError):
+            sum(value.nbytes for value in load(repository, snapshot).values() if isinstance(value, np.ndarray))
     repository.verify()
 
 
