@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from safepoint.errors import NotFoundError
+from safepoint.errors import NotFoundError, UntrustedError
 from safepoint.repository import Repository, Snapshot
 from safepoint.repository.survey import survey
 from safepoint.store import Store
@@ -67,6 +67,7 @@ class Known:
 
     content: dict[int, Content] = field(default_factory=dict)
     tags: dict[int, set[str]] = field(default_factory=dict)
+    signed: dict[int, bytes] = field(default_factory=dict)
     pruned: set[int] = field(default_factory=set)
     maybe_pruned: set[int] = field(default_factory=set)
     attempted: Content | None = None
@@ -187,6 +188,15 @@ def check_all(repository: Repository, snapshots: dict[int, Snapshot], known: Kno
             assert not snapshot.tags
         else:
             check_content(repository, snapshot, content)
+            if number in known.signed:
+                check_signed(repository, number, known.signed[number])
+
+
+def check_signed(repository: Repository, number: int, key: bytes) -> None:
+    try:
+        repository.check_signature(f"id:{number}", key)
+    except UntrustedError as error:
+        raise AssertionError(f"the signature of {number} was acknowledged") from error
 
 
 def check_nothing_is_left(repository: Repository) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.torture.life import Known, Step, collect, compact, prune, repair, save, save_in_background, tag
+from tests.torture.life import Known, Step, collect, compact, prune, repair, save, save_in_background, sign, tag
 
 from safepoint.repository import Repository
 
@@ -49,7 +49,7 @@ def chapters(place: Path, steps: Sequence[Step]) -> Chapters:
 
 
 def any_life(rng: Random, *, length: int = 7) -> list[Step]:
-    """Saves of both kinds, tags, prunes and collections in any order."""
+    """Saves of both kinds, tags, signatures, prunes, collections, compactions and repairs in any order."""
     step = iter(range(100))
     kinds: dict[str, Callable[[], Step]] = {
         "save": lambda: save(next(step)),
@@ -59,6 +59,7 @@ def any_life(rng: Random, *, length: int = 7) -> list[Step]:
         "collect": lambda: collect,
         "compact": lambda: compact,
         "repair": lambda: repair,
+        "sign": lambda: sign,
     }
-    chosen = ["save", *rng.choices(list(kinds), [4, 2, 2, 2, 2, 2, 1], k=length), "save"]
+    chosen = ["save", *rng.choices(list(kinds), [4, 2, 2, 2, 2, 2, 1, 2], k=length), "save"]
     return [kinds[kind]() for kind in chosen]

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tests.torture.report import Report, Row, Torture, write_report
 
+from safepoint.repository import commit
+
 _report = pytest.StashKey[Report]()
 
 
@@ -62,6 +64,12 @@ def torture(request: pytest.FixtureRequest) -> Iterator[Torture]:
         row.seconds = (time.monotonic() - started) / len(torture.rows)
         request.node.user_properties.append(("torture", asdict(row)))
     request.node.user_properties.extend(("torture note", note) for note in torture.notes)
+
+
+@pytest.fixture
+def without_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is broken on purpose: a store is not tried out where a repository begins, which would find it out."""
+    monkeypatch.setattr(commit, "probe", lambda store, data: None)
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from tests.crash.scenario import (
     Content,
     Known,
@@ -26,6 +28,11 @@ import safepoint
 from safepoint.errors import CorruptionError
 from safepoint.repository import Repository, Snapshot
 from safepoint.store import MemoryStore, Store
+
+# The same key every time: what signs must not depend on chance.
+_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+KEY = _KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+PUBLIC = _KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 __all__ = ["Content", "Known", "Step", "check_content", "check_survival", "collect", "prune", "tag"]
 
@@ -78,6 +85,12 @@ def save_in_background(step: int) -> Step:
     return run
 
 
+def sign(repository: Repository, known: Known) -> None:
+    """The newest snapshot is vouched for; the signature must hold whatever happens to packs later."""
+    number = repository.sign("latest", KEY).number
+    known.signed[number] = PUBLIC
+
+
 def acknowledge(known: Known, snapshot: Snapshot) -> None:
     assert known.attempted is not None
     known.content[snapshot.number] = known.attempted
@@ -96,8 +109,8 @@ def repair(repository: Repository, known: Known) -> None:
 
 
 LIFE: list[Step] = [
-    save(0), save(1), tag("latest", "kept"), save(2), save(3, tags=["release"]), prune(1), collect, compact, save(4),
-    save(5), delete_oldest, collect, repair, save(6),
+    save(0), save(1), tag("latest", "kept"), sign, save(2), save(3, tags=["release"]), prune(1), collect, compact,
+    save(4), sign, save(5), delete_oldest, collect, repair, save(6),
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.crash.scenario import tree_of
-from tests.torture.life import Known, acknowledge, check_survival, collect, prune, tag
+from tests.torture.life import Known, acknowledge, check_survival, collect, compact, prune, sign, tag
 from tests.torture.machine import give_up, may_mount
 from tests.torture.report import Torture
 
@@ -25,12 +25,18 @@ from safepoint.store import LocalStore
 from safepoint.store.files import TEMPORARY
 
 KIB = 1 << 10
-FULL = ["save", "save in background", "tag", "prune", "collect", "save a model file"]
+FULL = ["save", "save in background", "tag", "sign", "prune", "collect", "compact", "save a model file"]
+DELETING = {"collect": collect, "compact": compact}
 
 
 def content(step: int) -> dict[str, Any]:
     rng = np.random.default_rng(step)
-    return {"state/w": rng.integers(0, 255, 150 * KIB, dtype=np.uint8), "state/n": np.full(3, step)}
+    frozen = np.arange(6000, dtype=np.float32)  # what compaction moves
+    return {
+        "state/frozen": frozen,
+        "state/w": rng.integers(0, 255, 150 * KIB, dtype=np.uint8),
+        "state/n": np.full(3, step),
+    }
 
 
 @contextlib.contextmanager
@@ -102,10 +108,12 @@ def test_a_full_disk_costs_only_what_did_not_fit(what: str, torture: Torture, di
             fill(root, known, background=what == "save in background")
             fill_to_the_brim(place)
             repository = Repository(root)
-            if known.content and what in {"tag", "prune", "collect"}:
-                step = {"tag": tag("latest", "kept"), "prune": prune(1), "collect": collect}[what]
+            if known.content and what in (
+                steps := {"tag": tag("latest", "t"), "sign": sign, "prune": prune(1), **DELETING}
+            ):
+                step = steps[what]
                 with contextlib.suppress(StoreError):
-                    if what == "collect":  # what was pruned before it was full gives room
+                    if what in DELETING:  # what was pruned before it was full gives room
                         (place / "brim").unlink()
                         prune(1)(repository, known)
                         fill_to_the_brim(place)

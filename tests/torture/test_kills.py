@@ -20,7 +20,9 @@ from tests.crash.scenario import tree_of
 from tests.torture.chapters import Chapters, any_life, chapters
 from tests.torture.faults import WRITES, BadDay, bad_day
 from tests.torture.life import (
+    KEY,
     LIFE,
+    PUBLIC,
     Step,
     check_content,
     check_survival,
@@ -34,7 +36,8 @@ from tests.torture.machine import give_up, need
 from tests.torture.report import Torture
 
 from safepoint.errors import ConflictError, NotFoundError
-from safepoint.repository import Repository
+from safepoint.repository import Repository, write_model_file
+from safepoint.repository.signing import SUFFIX, check_file, sign_file
 from safepoint.store import LocalStore
 from safepoint.store.files import LocalSink
 
@@ -91,6 +94,32 @@ def test_killed_at_any_call_that_writes(torture: Torture, disk: Path) -> None:
         if kills >= budget * 0.95:
             break
     torture.record("SIGKILL in the program", kills, f"before the k-th call that writes, of {number + 1} lives")
+
+
+def test_killed_while_a_file_is_signed(torture: Torture, disk: Path) -> None:
+    """The old signature or the new; the file itself is never written to."""
+    path = disk / "model"
+    write_model_file(path, tree_of(small_content(0)), structure={}, format="test")
+    whole = path.read_bytes()
+
+    def work(say: Say, day: BadDay) -> None:
+        with bad_day(day):
+            for _ in range(2):
+                say(sign_file(path, KEY).name)
+
+    counted = BadDay(str(disk), calls=WRITES)
+    work(lambda _: None, counted)
+    signature = path.with_name(f"{path.name}{SUFFIX}")
+    for at in range(len(counted.done)):
+        signature.unlink(missing_ok=True)
+        day = BadDay(str(disk), at=at, kind="KILL", calls=WRITES)
+        code, lines = Child(lambda say, day=day: work(say, day)).wait()
+        assert code == -signal.SIGKILL
+        assert path.read_bytes() == whole, torture.replay
+        if lines or signature.exists():
+            check_file(path, PUBLIC)
+    assert sign_file(path, KEY).exists()
+    torture.record("SIGKILL in the program", len(counted.done), "before the k-th call that writes a file's signature")
 
 
 # -- by strace: at system calls, whoever makes them ----------------------------------------------------------------
@@ -173,13 +202,14 @@ def write_in_place(self: LocalSink, num_bytes: int) -> None:
 
 
 def test_a_program_that_writes_in_place_is_caught(
-    torture: Torture, disk: Path, monkeypatch: pytest.MonkeyPatch
+    torture: Torture, disk: Path, monkeypatch: pytest.MonkeyPatch, without_probe: None
 ) -> None:
     story = chapters(disk / "told", BACKGROUND)
     monkeypatch.setattr(LocalSink, "commit", write_in_place)
     caught = 0
     for at in range(40, 140, 3):
         code, lines = killed_at(disk / f"{at}", story, at).wait()
+        assert code in {0, -signal.SIGKILL}, "it failed by itself: that is not being caught"
         try:
             check_killed(disk / f"{at}", story, code, lines, "")
         except AssertionError:

@@ -150,7 +150,7 @@ BROKEN: dict[str, tuple[object, str, Callable[..., None]]] = {
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_protocol_is_caught(
-    broken: str, torture: Torture, disk: Path, monkeypatch: pytest.MonkeyPatch
+    broken: str, torture: Torture, disk: Path, monkeypatch: pytest.MonkeyPatch, without_probe: None
 ) -> None:
     monkeypatch.setattr(*BROKEN[broken])
     story = tell(disk / "run", LIFE)
