@@ -64,7 +64,10 @@ def page() -> str:
     parts = [
         HEAD + "\n".join(f"| {code} | {f'`{word}`' if word else ''} | {text} |" for code, word, text in exit_codes())
     ]
-    parts.append("`verify-resume` and `diff --exit-code` exit with 4 where something differs.")
+    parts.append(
+        "`verify-resume` and `diff --exit-code` exit with 4 where something differs, "
+        "`health` with 3 where it finds something."
+    )
     for section, names in SECTIONS.items():
         parts.append(f"## {section}")
         parts += [f"### safepoint {name}\n\n```text\n{help_of(name).rstrip()}\n```" for name in names]
