@@ -57,7 +57,7 @@ def sync_parents(root: Path, folder: Path) -> None:
             sync_folder(path.parent)
 
 
-def replace_file(path: Path, *, replace: bool = True) -> LocalSink:
+def replace_file(path: Path, *, replace: bool = True, direct: bool = True) -> LocalSink:
     """A sink that takes the place of `path` when committed; the old file stays whole until the new one is durable.
 
     What writers of the same file left that were killed is removed; who lives holds a lock on its own.
@@ -65,6 +65,7 @@ def replace_file(path: Path, *, replace: bool = True) -> LocalSink:
     Args:
         path: of the file.
         replace: False: `commit` raises where the name is taken by then.
+        direct: False: write through the page cache, where it is read again soon.
     """
     prefix = f"{TEMPORARY}{path.name[:100]}-"
     leftovers: list[Path] = []
@@ -78,7 +79,7 @@ def replace_file(path: Path, *, replace: bool = True) -> LocalSink:
                 os.unlink(leftover)
             finally:
                 close(descriptor)
-    return LocalSink(path, replace=replace, prefix=prefix)
+    return LocalSink(path, replace=replace, prefix=prefix, direct=direct)
 
 
 def nearest_path(path: Path) -> Path | None:
@@ -162,7 +163,7 @@ def read_error(name: str, error: OSError) -> SafepointError:
 class LocalSink:
     """A temporary file beside its final name."""
 
-    def __init__(self, path: Path, *, replace: bool, prefix: str = TEMPORARY) -> None:
+    def __init__(self, path: Path, *, replace: bool, prefix: str = TEMPORARY, direct: bool = True) -> None:
         self._path = path
         self._replace = replace
         self._temporary = path.parent / f"{prefix}{secrets.token_hex(8)}"
@@ -177,7 +178,7 @@ class LocalSink:
         with contextlib.suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._direct = False
-        self._direct_works = bool(_DIRECT)
+        self._direct_works = direct and bool(_DIRECT)
 
     def write(self, offset: int, data: NDArray[np.uint8]) -> None:
         self._check_alive()

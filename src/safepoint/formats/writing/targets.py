@@ -129,7 +129,7 @@ def write(
 def _write_file(
     path: Path, content: Content, fill: Callable[[Content, Output], None], *, force: bool, check: Callable[[str], None]
 ) -> int:
-    sink = replace_file(path, replace=force)
+    sink = replace_file(path, replace=force, direct=False)
     try:
         sink.reserve(content.num_bytes)
         with Output(sink) as out:
