@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safepoint.api.change_rank import MOST_RANKS, ChangeRank, has_rank
-from safepoint.api.numbers import has_numbers, wide_runs
+from safepoint.api.numbers import dot, has_numbers, wide_runs
 from safepoint.api.open import Tensors
 from safepoint.codec import BLOCK_BYTES
 from safepoint.repository import Manifest, ModelFile, Workers
 from safepoint.tree import DTYPES, Tensor, TensorSpec, dtype_of, rename
 
-_RUN_ELEMENTS = 32 << 10  # stays in a core's cache, in double precision too
+_RUN_ELEMENTS = 16 << 10  # stays in a core's cache, in double precision too
 _SMALL_RANK = 16  # a matrix that cannot have more says nothing of how it was trained
 _THREADS = 2
 
@@ -192,12 +192,29 @@ class _Running:
         return next(wide_runs(run, self._specs[which].dtype)).astype(np.float64)
 
     def _add_equal(self, a: NDArray[Any]) -> None:
-        finite = np.where(np.isfinite(a), a, 0)
-        with np.errstate(over="ignore"):
-            self._sums[:3] += np.vdot(finite, finite).real
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = np.vdot(a, a).real if self._complex else dot(a, a)
+            if not math.isfinite(squares):
+                finite = np.where(np.isfinite(a), a, 0)
+                squares = np.vdot(finite, finite).real
+        self._sums[:3] += squares
 
     def _add(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-        """The change of a run; what is NaN in both did not change."""
+        """The change of a run."""
+        if self._complex:
+            return self._add_any(a, b)
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta: NDArray[Any] = b - a
+            sums = [dot(a, a), dot(b, b), dot(a, b), dot(delta, delta)]
+        if not math.isfinite(sum(sums)):
+            return self._add_any(a, b)
+        self._changed += int(np.count_nonzero(a != b))
+        self._largest = max(self._largest, float(delta.max()), -float(delta.min()))
+        self._sums += sums
+        return delta
+
+    def _add_any(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        """As `_add`, of numbers that may not be finite; what is NaN in both did not change."""
         changed = (a != b) & ~(np.isnan(a) & np.isnan(b))
         self._changed += int(np.count_nonzero(changed))
         with np.errstate(invalid="ignore", over="ignore"):

@@ -127,21 +127,21 @@ def _spread(values: NDArray[Any], low: float, high: float) -> tuple[float, float
     if values.dtype == np.float32 and not _SAFE[0] < largest < _SAFE[1]:
         values = values.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # squares, or sums, beyond double precision
-        total, squares = float(np.add.reduce(values)), _squares(values)
+        total, squares = float(np.add.reduce(values)), dot(values, values)
         mean = total / len(values)
         around = squares - total * mean
         if around < squares / 2:  # the mean is large beside the spread: what is left of the difference is rounding
             away = values - values.dtype.type(mean)
             offset = float(np.add.reduce(away)) / len(away)
-            mean, around = float(values.dtype.type(mean)) + offset, _squares(away) - len(away) * offset * offset
+            mean, around = float(values.dtype.type(mean)) + offset, dot(away, away) - len(away) * offset * offset
     return mean, max(0.0, around) if math.isfinite(squares) else math.inf
 
 
-def _squares(values: NDArray[Any]) -> float:
-    whole = len(values) // _DOT_ELEMENTS * _DOT_ELEMENTS
-    rows = values[:whole].reshape(-1, _DOT_ELEMENTS)
-    rest = values[whole:]
-    return float(np.add.reduce(np.vecdot(rows, rows), dtype=np.float64)) + float(np.vecdot(rest, rest))
+def dot(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """The product of two runs: in their own precision, stretch by stretch, and in double precision from there."""
+    whole = len(first) // _DOT_ELEMENTS * _DOT_ELEMENTS
+    rows = np.vecdot(*(run[:whole].reshape(-1, _DOT_ELEMENTS) for run in (first, second)))
+    return float(np.add.reduce(rows, dtype=np.float64)) + float(np.vecdot(first[whole:], second[whole:]))
 
 
 def _total(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,6 +50,7 @@ def diff(
     Between snapshots and models of safepoint, blocks that are equal are not read, and the numbers are over those that
     differ.
     """
+    _import_numpy()
     from safepoint.api.compare import compare
     from safepoint.api.open import open as open_any
     from safepoint.cli.output import emit, emit_lines
@@ -80,6 +83,17 @@ def rename_rules(rename: tuple[str, ...]) -> dict[str, str] | None:
             raise UnsupportedError(f"--rename {rule!r} has no =", expected="REGEX=NEW", hint="--rename '^old=new'")
         rules[pattern] = new
     return rules or None
+
+
+def _import_numpy() -> None:
+    """With one thread of linear algebra: there is one for each core already, and theirs wait for each other."""
+    name = "OPENBLAS_NUM_THREADS"
+    if name in os.environ or "numpy" in sys.modules:
+        return
+    os.environ[name] = "1"
+    import numpy as np  # looks at it when it is imported, and never again
+
+    del os.environ[name], np
 
 
 def _structure(found: Difference) -> list[tuple[str, str, str]]:
