@@ -359,6 +359,7 @@ def test_the_suffix_or_to_says_the_format(safepoint: Call) -> None:
         assert safepoint("convert", "a.safetensors", name, "--json").json["format"] == "repository"
     assert "none for a repository" in safepoint("convert", "a.safetensors", "runs/v1.5").err
     assert safepoint("convert", "a.safetensors", "b.pt", "--select", "nothing.there").code == 4
+    assert safepoint("convert", "a.safetensors", "x" * 5000 + ".pt").code == 10
 
 
 def test_a_tensor_without_a_name_gets_one(safepoint: Call) -> None:

@@ -226,3 +226,28 @@ def test_a_full_disk_keeps_what_was_imported_before(
     assert Repository("run").verify().ok
     assert safepoint("import", "outputs", "--into", "run").code == 0
     assert [s.step for s in snapshots()] == [500, 1000, 1500]
+
+
+def test_what_lies_beside_a_model_may_say_anything(safepoint: Call) -> None:
+    hostile = {"big": 10**400, "flag": True, "text": "x", "nested": {"a": 1}, "nan": float("nan"), "ok": 1, "step": 3}
+    trainer("a/checkpoint-1", 1, [hostile, 7, None])  # type: ignore[list-item]
+    trainer("a/checkpoint-2", 2, "no list")  # type: ignore[arg-type]
+    for number, text in ((3, '{"global_step": true}'), (4, '{"global_step": 1e400}'), (5, "[]"), (6, "[" * 100_000)):
+        trainer(f"a/checkpoint-{number}", number, [])
+        Path(f"a/checkpoint-{number}/trainer_state.json").write_text(text)
+    document = safepoint("import", "a", "--into", "run", "--json")
+    assert document.code == 5
+    assert [item["step"] for item in document.json["imported"]] == [1, 2, 3, 4, 5]
+    assert document.json["imported"][0]["metrics"] == {"nan": {"float": "nan"}, "ok": 1.0}
+    assert [item["path"] for item in document.json["skipped"]] == ["a/checkpoint-6"]
+    assert safepoint("import", "x" * 5000, "--into", "run").code == 10
+
+
+@pytest.mark.parametrize("said", ["1e300", "99999999999999", "1.2.3", "nan", "200000000000"])
+def test_a_time_that_no_clock_shows(safepoint: Call, said: str) -> None:
+    write("source.safetensors", 1)
+    safepoint("convert", "source.safetensors", "old/model.ckpt-17.index")
+    lines = f'all_model_checkpoint_paths: "model.ckpt-17"\nall_model_checkpoint_timestamps: {said}\n'
+    Path("old/checkpoint").write_text(lines)
+    assert safepoint("import", "old", "--into", "run").code == 0
+    assert abs(snapshots()[0].time.timestamp() - Path("old/model.ckpt-17.index").stat().st_mtime) < 5

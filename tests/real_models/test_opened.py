@@ -54,3 +54,16 @@ def test_every_tensor_is_the_one_that_its_library_reads(package: str, capsys: py
     assert run_program(["show", str(path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["num_elements"] == sum(tensor.numel() for tensor in expected.values())
+
+
+@pytest.mark.parametrize("package", FILES)
+def test_converted_it_is_the_same_to_torch_and_to_safetensors(package: str, tmp_path: Path) -> None:
+    path = file_of(package)
+    loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    expected = tensors_in(loaded)
+    for target in (tmp_path / "b.pt", tmp_path / "b.safetensors"):
+        assert run_program(["convert", str(path), str(target), "-q"]) == 0
+    found = tensors_in(torch.load(tmp_path / "b.pt", "cpu", weights_only=True))
+    for again in (found, load_file(tmp_path / "b.safetensors")):
+        assert again.keys() == expected.keys()
+        assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())

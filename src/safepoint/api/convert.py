@@ -163,12 +163,19 @@ def _joined(pieces: Iterable[Bytes], num_bytes: int) -> Bytes:
 def _target(path: str, to: str | None) -> Target | None:
     """The format to write; None: a repository."""
     if to is None:
-        return None if Path(path, "safepoint.json").exists() else target_of(path)
+        return None if _is_repository(path) else target_of(path)
     if to == REPOSITORY:
         return None
     if to not in TARGETS:
         raise UnsupportedError(f"{to!r} is no format that is written", expected=", ".join([*TARGETS, REPOSITORY]))
     return TARGETS[to]
+
+
+def _is_repository(path: str) -> bool:
+    try:
+        return Path(path, "safepoint.json").exists()
+    except (OSError, ValueError) as error:  # too long, or no name at all
+        raise NotFoundError(f"{path[:80]!r} is not a path", found=error, hint="check it") from error
 
 
 def _dtype(word: str) -> str:

@@ -7,7 +7,6 @@ the file, then a step in its name, then an epoch in the file, then a number in i
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,10 +35,12 @@ _PAIR = re.compile(r"([A-Za-z][A-Za-z0-9_/]*)=(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)", 
 _WORD = re.compile(r"(?:^|[^a-z])(global_?step|steps?|iterations?|iter|epochs?|ep)[=_\-]?(\d+)", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _MONITOR = re.compile(r"(callbacks/.*)/monitor")
-_TIMESTAMP = re.compile(r"^all_model_checkpoint_timestamps: ([0-9.]+)$", re.MULTILINE)
+_TIMESTAMP = re.compile(r"^all_model_checkpoint_timestamps: ([0-9]{1,12}(?:\.[0-9]{1,9})?)$", re.MULTILINE)
 _PATH = re.compile(r'^all_model_checkpoint_paths: "([^"\\]+)"$', re.MULTILINE)
 _MAX_STEP = 1 << 63
 _MOST_DIGITS = 19
+_LATEST = 1e11  # seconds; a calendar ends some time after
+_MOST_BITS = 1000  # a float holds no whole number much longer
 
 
 @final
@@ -105,10 +106,10 @@ def facts_of(old: Old, tensors: Tensors) -> Facts:
     metrics = metrics | _in_file(tensors) | ({} if epoch is None else {"epoch": epoch})
     trainer = _trainer_state(old.path)
     said = trainer.get("global_step")
-    if isinstance(said, int):
+    if type(said) is int:
         metrics |= _logged(trainer)
     told: list[tuple[str, int | None]] = [
-        (_TRAINER, said if isinstance(said, int) else None),
+        (_TRAINER, said if type(said) is int else None),
         ("the file", step),
         ("its name", named_step),
         ("the file's epoch", epoch),
@@ -119,7 +120,11 @@ def facts_of(old: Old, tensors: Tensors) -> Facts:
 
 
 def _at(path: Path) -> Iterator[Old]:
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # a name that is too long
+        raise NotFoundError(f"{str(path)[:80]!r} is not a path", found=error, hint="check it") from error
+    if not is_folder:
         if not formats.is_known_file(str(path)):
             raise NotFoundError(f"there is no {path}", hint="check the path")
         yield _of_file(path)
@@ -198,7 +203,8 @@ def _in_file(tensors: Tensors) -> dict[str, float]:
     for name, monitor in tensors.plain.items():
         found = _MONITOR.fullmatch(name)
         score = f"{found[1]}/current_score" if found is not None else ""
-        if isinstance(monitor, str) and score in tensors.specs and tensors.specs[score].num_elements == 1:
+        spec = tensors.specs.get(score)
+        if isinstance(monitor, str) and spec is not None and spec.num_elements == 1 and "float" in spec.dtype:
             metrics[monitor] = float(tensors[score].numpy().reshape(()))
     return metrics
 
@@ -225,19 +231,35 @@ def _logged(trainer: Mapping[str, Any]) -> dict[str, float]:
     history = trainer.get("log_history")
     for entry in history if isinstance(history, list) else []:
         for name, value in entry.items() if isinstance(entry, dict) else ():
-            if type(value) in {int, float} and name not in {"step", "total_flos"} and not _SECONDS.search(name):
+            if _is_number(value) and name not in {"step", "total_flos"} and not _SECONDS.search(name):
                 metrics[name] = float(value)
     return metrics
 
 
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and value.bit_length() < _MOST_BITS)
+
+
 def _time(old: Old, tensors: Tensors) -> datetime:
     """When TensorFlow says that it was saved, or when the newest of its files was written."""
-    state = old.path.parent / _STATE
-    if tensors.kind == "tensorflow" and state.is_file() and state.stat().st_size < _MAX_STATE_BYTES:
-        text = state.read_text("utf-8", "replace")
-        names = [Path(path).name for path in _PATH.findall(text)]
-        times = [float(time) for time in _TIMESTAMP.findall(text)]
-        if len(names) == len(times) and old.name in names and math.isfinite(moment := times[names.index(old.name)]):
-            return datetime.fromtimestamp(moment, UTC)
     files = [Path(file.path) for file in getattr(tensors.source, "files", ()) if hasattr(file, "path")]
-    return datetime.fromtimestamp(max(file.stat().st_mtime for file in files or [Path(tensors.location)]), UTC)
+    try:
+        written = max(file.stat().st_mtime for file in files or [Path(tensors.location)])
+    except OSError as error:
+        raise StoreError(f"cannot look at {tensors.location}", error=error, path=tensors.location) from error
+    said = _said_time(old) if tensors.kind == "tensorflow" else None
+    return datetime.fromtimestamp(written if said is None else said, UTC)
+
+
+def _said_time(old: Old) -> float | None:
+    """The time of a checkpoint in the state file of its folder."""
+    state = old.path.parent / _STATE
+    if not state.is_file() or state.stat().st_size > _MAX_STATE_BYTES:
+        return None
+    text = state.read_text("utf-8", "replace")
+    names = [Path(path).name for path in _PATH.findall(text)]
+    times = _TIMESTAMP.findall(text)
+    if len(names) != len(times) or old.name not in names:
+        return None
+    moment = float(times[names.index(old.name)])
+    return moment if moment < _LATEST else None

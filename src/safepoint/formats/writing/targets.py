@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from safepoint.errors import ExistsError, UnsupportedError
+from safepoint.errors import ExistsError, NotFoundError, UnsupportedError
 from safepoint.formats.writing import hdf5_file, numpy_archive, pytorch, safetensors, tensorflow
 from safepoint.formats.writing.content import Content
 from safepoint.formats.writing.output import Output
@@ -85,10 +85,14 @@ def check_room(target: Target, path: Path, *, force: bool) -> None:
     Raises:
         ExistsError: it is taken, and `force` is False or it is no file's.
         UnsupportedError: a checkpoint of several files, which cannot be replaced in one step.
+        NotFoundError: no file can have that name.
     """
-    taken = next((file for file in files_of(target, path)[:1] if file.exists() or file.is_symlink()), None)
-    if taken is None:
-        return
+    taken = files_of(target, path)[0]
+    try:
+        if not taken.exists() and not taken.is_symlink():
+            return
+    except (OSError, ValueError) as error:  # too long, or no name at all
+        raise NotFoundError(f"{str(path)[:80]!r} is not a path", found=error, hint="check it") from error
     if taken.is_symlink() or not taken.is_file():
         what = "a link" if taken.is_symlink() else "a folder" if taken.is_dir() else "no regular file"
         raise ExistsError(f"{taken} is {what}", expected="the name of a file", hint="choose another name")
