@@ -4,6 +4,8 @@
 #   make check    no frameworks: lint, types, layers, core tests
 #   make test     everything: make check, then the framework tests
 #   make torture  an hour of crashes, damage and races; writes docs/reliability-results/ (SCALE=0.1 is shorter)
+#   make fuzz     coverage-guided fuzzing of each parser of untrusted bytes (MINUTES=30 each, PARSER=pickle)
+#   make mutants  one small change to the sources at a time: which does no test notice? (MUTANTS=20 of each module)
 #   make bench    the measured figures of the README
 #   make docs     write docs/cli.md, the reference of the command line
 #   make pictures  the README's, of a run that it trains
@@ -17,13 +19,17 @@ CHECK := .venv-check
 FULL := .venv
 FRAMEWORK ?= keras
 SCALE ?= 1
+MINUTES ?= 30
+MUTANTS ?= 20
+PARSER ?=
+SEED ?= 1
 # The demo's own environment has its framework only; where the big one exists already, it serves.
 DEMO := $(if $(wildcard $(FULL)/.installed),$(FULL),.venv-demo-$(FRAMEWORK))
 
 MAKEFLAGS += --no-print-directory
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test check frameworks torture bench docs format clean
+.PHONY: demo test check frameworks torture fuzz mutants bench docs format clean
 
 demo: $(DEMO)/.installed
 	@$(DEMO)/bin/safepoint demo --framework $(FRAMEWORK) --directory build/demo
@@ -44,6 +50,13 @@ frameworks: $(FULL)/.installed
 
 torture: $(FULL)/.installed
 	@$(FULL)/bin/python -m pytest tests/torture -n 2 --maxschedchunk 1 -o faulthandler_timeout=0 -o timeout=0 --scale $(SCALE) --report docs/reliability-results
+
+fuzz: $(FULL)/.installed
+	@$(FULL)/bin/python $(PIP_INSTALL) -r requirements/fuzz.txt
+	@$(FULL)/bin/python tests/fuzz/run.py --minutes $(MINUTES) --seed $(SEED) --parser "$(PARSER)"
+
+mutants: $(CHECK)/.installed
+	@$(CHECK)/bin/python tests/torture/mutants.py --each $(MUTANTS) --seed $(SEED)
 
 bench: $(FULL)/.installed
 	@$(FULL)/bin/python $(PIP_INSTALL) -r benchmarks/requirements.txt
