@@ -55,6 +55,12 @@ def test_verify_draws_a_bar_and_takes_it_away(run: Repository) -> None:
     assert ESCAPE.sub("", text).rstrip().splitlines()[-1].strip().startswith("✓ whole")
 
 
+@pytest.mark.parametrize("arguments", [["show", "runs/digits", "--stats"], ["diff", "runs/digits@9", "runs/digits@49"]])
+def test_what_reads_everything_shows_how_far_it_is(run: Repository, arguments: list[str]) -> None:
+    assert "━" in in_terminal(*arguments)
+    assert "━" not in in_terminal(*arguments, "--json")
+
+
 @pytest.mark.parametrize("mode", ["--json", "-q"])
 def test_there_is_no_bar_for_programs(run: Repository, mode: str) -> None:
     assert "\x1b" not in in_terminal("verify", "runs/digits", mode)

@@ -14,7 +14,7 @@ from safepoint.api.change_rank import MOST_RANKS, ChangeRank, has_rank
 from safepoint.api.numbers import dot, has_numbers, wide_runs
 from safepoint.api.open import Tensors
 from safepoint.codec import BLOCK_BYTES
-from safepoint.repository import Manifest, ModelFile, Workers
+from safepoint.repository import Manifest, ModelFile, Progress, Workers
 from safepoint.tree import DTYPES, Tensor, TensorSpec, dtype_of, rename
 
 _RUN_ELEMENTS = 16 << 10  # stays in a core's cache, in double precision too
@@ -87,13 +87,16 @@ class Difference:
         return max(rank for rank, _ in ranks) if ranks and is_low else None
 
 
-def compare(first: Tensors, second: Tensors, *, rules: Mapping[str, str] | None = None) -> Difference:
+def compare(
+    first: Tensors, second: Tensors, *, rules: Mapping[str, str] | None = None, progress: Progress | None = None
+) -> Difference:
     """Compare two opened states; a few megabytes of memory, whatever their size.
 
     Args:
         first: what it was.
         second: what it became.
         rules: regular expression → replacement, over the first's names.
+        progress: see `Progress`; of both together.
 
     Raises:
         MismatchError: a rule matches nothing, or makes two names one.
@@ -110,7 +113,13 @@ def compare(first: Tensors, second: Tensors, *, rules: Mapping[str, str] | None 
     names = set(second.tree.leaves)
     todo = [name for name in both if name not in reshaped]
     with Workers(_THREADS, "safepoint-compare") as pool:
-        found = list(pool.map(lambda name: _compare(first, ours[name], second, name), todo))
+        sizes = {name: mine[name].num_bytes + other[name].num_bytes for name in todo}
+        found, done, total = [], 0, sum(sizes.values())
+        for name, item in zip(todo, pool.map(lambda n: _compare(first, ours[n], second, n), todo), strict=True):
+            found.append(item)
+            done += sizes[name]
+            if progress is not None:
+                progress(done, total)
     moved = sorted((item for item in found if isinstance(item, Moved)), key=lambda item: -item.relative)
     return Difference(
         tuple(name for name in second.tree.leaves if name not in ours),

@@ -15,7 +15,7 @@ from safepoint.api.dead import dead_lines, may_be_dead
 from safepoint.api.numbers import WIDTH, Numbers, add_up, has_numbers, quantiles_of, wide_runs
 from safepoint.codec import BLOCK_BYTES, cut, digest
 from safepoint.formats import Contents
-from safepoint.repository import Derived, Manifest, ModelFile, Stored, Workers
+from safepoint.repository import Derived, Manifest, ModelFile, Progress, Stored, Workers
 from safepoint.tree import Tensor, TensorSpec, dtype_of
 
 QUANTILES = numbers.QUANTILES
@@ -89,7 +89,10 @@ class Stats:
 
 
 def measure(
-    tensors: Mapping[str, Tensor], *, source: Manifest | ModelFile | Contents | None = None
+    tensors: Mapping[str, Tensor],
+    *,
+    source: Manifest | ModelFile | Contents | None = None,
+    progress: Progress | None = None,
 ) -> Mapping[str, Stats]:
     """Statistics of each tensor that has numbers; two blocks at a time, and a few megabytes of memory for each.
 
@@ -98,6 +101,7 @@ def measure(
     Args:
         tensors: by the names that `source` has for them.
         source: what they are of, if anything.
+        progress: see `Progress`.
 
     Raises:
         CorruptionError: one cannot be read as it was written.
@@ -106,7 +110,7 @@ def measure(
     stored = {n: source.stored[n] for n in wanted} if isinstance(source, Manifest | ModelFile) else {}
     derived = source.derived if isinstance(source, Manifest) else None
     with Workers(_THREADS, "safepoint-stats") as pool:
-        rows = _rows(pool, wanted, stored, derived)
+        rows = _rows(pool, wanted, stored, derived, progress)
         stats = {name: _stats(row, wanted[name].spec) for name, row in rows.items()}
         for name, (dead_rows, dead_columns) in _dead(pool, wanted, stats, stored, derived).items():
             stats[name] = replace(stats[name], dead_rows=dead_rows, dead_columns=dead_columns)
@@ -116,7 +120,11 @@ def measure(
 
 
 def _rows(
-    pool: Workers, tensors: Mapping[str, Tensor], stored: Mapping[str, Stored], derived: Derived | None
+    pool: Workers,
+    tensors: Mapping[str, Tensor],
+    stored: Mapping[str, Stored],
+    derived: Derived | None,
+    progress: Progress | None,
 ) -> dict[str, NDArray[np.float64]]:
     """The row of each tensor; each block that is not known is read once, wherever it stands."""
     known = {} if derived is None else derived.known(WIDTH)
@@ -130,7 +138,13 @@ def _rows(
             if keys[-1] not in known:
                 todo.setdefault(keys[-1], (tensor, start, length, _step(name, stored)))
         places[name] = keys
-    found = dict(zip(todo, pool.map(lambda task: _row(*task), todo.values()), strict=True))
+    found: dict[bytes, NDArray[np.float64]] = {}
+    done, total = 0, sum(length for _, _, length, _ in todo.values())
+    for key, row in zip(todo, pool.map(lambda task: _row(*task), todo.values()), strict=True):
+        found[key] = row
+        done += todo[key][2]
+        if progress is not None:
+            progress(done, total)
     if derived is not None:
         derived.add(found, width=WIDTH)
     return {name: add_up([found[k] if k in found else known[k] for k in keys]) for name, keys in places.items()}

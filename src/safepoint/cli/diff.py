@@ -53,10 +53,11 @@ def diff(
     _import_numpy()
     from safepoint.api.compare import compare
     from safepoint.api.open import open as open_any
-    from safepoint.cli.output import emit, emit_lines
+    from safepoint.cli.output import emit, emit_lines, progress_bar
 
-    with open_any(first) as before, open_any(second) as after:
-        found = compare(before, after, rules=rename_rules(rename))
+    bar = progress_bar("compare", hidden=as_json or quiet)
+    with open_any(first) as before, open_any(second) as after, bar as progress:
+        found = compare(before, after, rules=rename_rules(rename), progress=progress)
     moved = found.moved[:top]
     if quiet:
         named = [*found.added, *found.removed, *found.reshaped, *found.retyped, *found.values]

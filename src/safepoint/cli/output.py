@@ -74,8 +74,8 @@ def table(*columns: str, right: tuple[str, ...] = (), fold: tuple[str, ...] = ()
 @contextmanager
 def progress_bar(title: str, *, hidden: bool) -> Iterator[Progress | None]:
     """A bar on stderr that goes away when it is done; None outside a terminal or where nobody wants one."""
-    console = stderr()
-    if hidden or not console.is_terminal or console.is_dumb_terminal:
+    console = None if hidden else stderr()
+    if console is None or not console.is_terminal or console.is_dumb_terminal:
         yield None
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -157,7 +157,7 @@ def _show(
     """What every kind has in common: a choice of names, in one of the forms."""
     from safepoint.cli import listing
     from safepoint.cli.contents import documents, print_leaves
-    from safepoint.cli.output import emit, emit_lines, stdout
+    from safepoint.cli.output import emit, emit_lines, progress_bar, stdout
     from safepoint.tree import Tensor
 
     chosen = _chosen(leaves, options.names)
@@ -169,7 +169,8 @@ def _show(
     if options.stats:
         from safepoint.api.stats import measure
 
-        measured = measure(tensors, source=source)
+        with progress_bar("measure", hidden=options.as_json or options.as_csv) as progress:
+            measured = measure(tensors, source=source, progress=progress)
     tensors = listing.in_order(tensors, measured, options.sort)
     if options.as_csv:
         listing.write_csv(tensors, measured)
