@@ -75,6 +75,18 @@ def test_what_is_wrong_stands_first(weights: Path, safepoint) -> None:
     assert max(map(len, result.out.splitlines())) <= 80
 
 
+def test_a_wide_terminal_has_room_for_quantiles(weights: Path, safepoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = safepoint("show", "weights", "--layers", "encoder.*", "--stats").out
+    assert "median" not in narrow
+    call = ["show", "weights", "encoder.weight", "--stats"]
+    document = safepoint(*call, "--json").json["tensors"][0]
+    assert (document["q05"], document["q50"], document["q99"]) == pytest.approx((0.55, 5.5, 10.89))
+    assert (document["dead_rows"], document["dead_columns"], document["same_as"]) == (0, 0, None)
+    monkeypatch.setenv("COLUMNS", "140")
+    (row,) = [line.split() for line in safepoint(*call).out.splitlines() if line.startswith("encoder.weight")]
+    assert row[-3:] == ["0.55", "5.5", "10.4"]
+
+
 def test_sorted_and_for_a_spreadsheet(weights: Path, safepoint) -> None:
     found = list(csv.DictReader(io.StringIO(safepoint("show", "weights", "--sort", "bytes", "--csv").out)))
     assert [row["name"] for row in found][:2] == ["encoder.weight", "optimizer/exp_avg"]

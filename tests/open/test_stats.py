@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 import safepoint
 from safepoint.api.stats import QUANTILES, Stats, measure
 from safepoint.codec import BLOCK_BYTES
-from safepoint.repository import Repository
+from safepoint.repository import Repository, write_model_file
 from safepoint.store import LocalStore
 from safepoint.tree import Branch, StateTree, Tensor
 
@@ -109,6 +112,37 @@ def test_the_same_bytes_twice_are_told_of_the_second(tmp_path: Path) -> None:
     repository.commit(StateTree({n: Tensor.of(a) for n, a in tensors.items()}, Branch("dict")))
     with safepoint.open(repository) as opened:
         assert {name: one.same_as for name, one in opened.stats().items() if one.same_as} == {"b": "a"}
+
+
+def test_a_model_file_is_measured_by_its_blocks(tmp_path: Path) -> None:
+    array = RNG.standard_normal((50, 60)).astype(np.float32)
+    array[3] = 0
+    tree = StateTree({"a": Tensor.of(array), "b": Tensor.of(array)}, Branch("dict"))
+    write_model_file(tmp_path / "model", tree, structure={}, format="plain")
+    with safepoint.open(tmp_path / "model") as tensors:
+        found = tensors.stats()
+    assert (found["a"].dead_rows, found["b"].problems) == (1, ("1 dead row", "same as a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+PROBE = """
+import resource, sys
+import safepoint
+with safepoint.open(sys.argv[1]) as tensors:
+    (found,) = tensors.stats().values()
+assert found.zeros == found.elements
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
+    table = {"x": {"dtype": "F32", "shape": [400 << 18], "data_offsets": [0, 400 << 20]}}
+    text = json.dumps(table).encode()
+    with (tmp_path / "large").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + (400 << 20))  # a hole
+    command = [sys.executable, "-c", PROBE, str(tmp_path / "large")]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 256
 
 
 @pytest.fixture
