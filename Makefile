@@ -43,7 +43,7 @@ check: $(CHECK)/.installed
 	$(CHECK)/bin/ruff check
 	$(CHECK)/bin/ruff format --check
 	$(CHECK)/bin/mypy
-	$(CHECK)/bin/python -m pytest -n 2
+	$(CHECK)/bin/python -m pytest -n 2 --dist worksteal
 
 frameworks: $(FULL)/.installed
 	$(FULL)/bin/python -m pytest --frameworks -n 2 --dist loadgroup
