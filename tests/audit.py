@@ -15,6 +15,7 @@ Whether an event is allowed is decided by who asks for it, never by a name that 
 from __future__ import annotations
 
 import dis
+import encodings.cp437  # noqa: F401 — of names in zip files, which whoever opens the first one would import
 import sys
 import sysconfig
 from collections.abc import Iterator

@@ -469,3 +469,13 @@ def test_decoding_a_document_again_gives_the_same_bytes() -> None:
             assert encode(decode(data, schema.ManifestDocument, file=file)) == data
         else:
             assert seal(encode(decode_sealed(data, kinds[file[:4]], file=file))) == data
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "utf-32-be"])
+def test_a_document_in_another_encoding_is_damaged_and_no_codec_is_looked_for(encoding: str) -> None:
+    store = small()
+    file = "snapshots/00000000.json"
+    body = json.dumps(body_of(store, file)).encode(encoding)
+    with pytest.raises(CorruptionError) as caught:
+        load(Repository(resealed(store, file, body)), "id:0")
+    assert caught.value.file == file

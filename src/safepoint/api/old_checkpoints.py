@@ -217,7 +217,7 @@ def _trainer_state(path: Path) -> dict[str, Any]:
             return {}
         if file.stat().st_size > _MAX_STATE_BYTES:
             raise CorruptionError(f"{file} is too long", file=str(file), expected=f"{_MAX_STATE_BYTES:,} bytes")
-        found = json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes().decode())
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"{file} is not JSON", file=str(file), found=error) from error
     except OSError as error:

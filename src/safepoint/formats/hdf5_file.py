@@ -170,7 +170,7 @@ def _attributes(library: Any) -> dict[str, Any]:
 
 def _json(archive: Archive, name: str) -> dict[str, Any]:
     try:
-        document = json.loads(archive.content(name, at_most=_MAX_TEXT_BYTES))
+        document = json.loads(archive.content(name, at_most=_MAX_TEXT_BYTES).decode())
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"{name} in {archive.file.path} is not JSON", file=archive.file.path) from error
     if not isinstance(document, dict):

@@ -272,7 +272,8 @@ def decode_sealed(data: bytes, kind: type[T], *, file: str) -> T:
     """The document under the seal of `data`; raises as `decode` and `unseal`."""
     body = unseal(data, file=file)
     try:
-        json.loads(body, object_pairs_hook=_unique)  # two readers could disagree on a key that stands twice
+        # Two readers could disagree on a key that stands twice. Text: from bytes `json` would guess an encoding.
+        json.loads(body.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"{file} is damaged", file=file, expected="JSON", found=error) from error
     return decode(body, kind, file=file)
