@@ -86,3 +86,13 @@ def test_damage_is_an_error_not_a_finding(run: Repository, safepoint) -> None:
     result = safepoint("health", "runs/digits")
     assert result.code == 5
     assert file in result.err
+
+
+def test_a_snapshot_that_cannot_be_read_is_told(run: Repository, safepoint) -> None:
+    file = next(Path("runs/digits/snapshots").glob("*2.json"))
+    file.chmod(0o644)
+    file.write_bytes(b"{}")
+    result = safepoint("health", "runs/digits")
+    assert result.code == 0
+    assert "2 snapshots, steps 39 to 49" in result.out
+    assert "snapshots/00000002.json is damaged: nothing before it was looked at" in result.out

@@ -34,8 +34,11 @@ def evil(tmp_path, monkeypatch) -> Repository:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["log", "run"], ["show", "run"], ["show", "model"], ["verify", "run"], ["prune", "run", "--keep-latest", "1"]],
-)
+    [
+        ["log", "run"], ["show", "run"], ["show", "model"], ["verify", "run"], ["prune", "run", "--keep-latest", "1"],
+        ["health", "run"],
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("mode", [[], ["--json"], ["-q"]])
 def test_nothing_from_a_file_reaches_the_terminal_raw(evil, safepoint, arguments, mode) -> None:
     result = safepoint(*arguments, *mode)

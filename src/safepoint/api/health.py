@@ -14,7 +14,7 @@ _NEXT: dict[Kind, str] = {
     "not finite": "restore the last good one; a smaller learning rate, clipped gradients, or a look at the data since",
     "exploding": "restore the last good one; a smaller learning rate, clipped gradients or warm-up",
     "dead units": "restore the last good one: they do not come back; a smaller learning rate, another activation",
-    "standing still": "see whether the optimizer is given it, with a learning rate that is not zero",
+    "standing still": "see whether its learning rate is zero, or its updates are too small for its dtype",
     "moments at zero": "see whether a gradient reaches these weights, and whether the optimizer was restored with them",
     "duplicates": "see whether one was loaded or assigned in place of the other; restore the last good one",
 }
@@ -78,7 +78,8 @@ def examine(repository: Repository, *, at_most: int | None = None, progress: Pro
     findings = tuple(_finding(course, symptom) for symptom in symptoms(course))
     weights = [name for name in course.roles.weights if name in course.specs]
     moments = [name for name in course.roles.moments if name in course.specs]
-    return Health(findings, tuple(_notes(course)), course.snapshots, len(weights), len(moments))
+    damaged = [f"{error.message}: nothing before it was looked at" for error in repository.history()[1].values()]
+    return Health(findings, (*damaged, *_notes(course)), course.snapshots, len(weights), len(moments))
 
 
 def _finding(course: Course, symptom: Symptom) -> Finding:
