@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,17 @@ def nothing_of_a_file_is_run(request: pytest.FixtureRequest) -> Iterator[None]:
     found = list(dict.fromkeys(audit.violations))
     if request.path.parent.name in AUDITED_FOLDERS:
         assert not found, "\n".join(["done by safepoint, or by what it called:", *found[:20]])
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of fsyncs of files that nobody will need."""
+    memory = Path("/dev/shm")
+    if not (memory.is_dir() and os.access(memory, os.W_OK)):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(params=["direct", "buffered"])

@@ -167,10 +167,10 @@ def script_of(folder: Path, changes: dict[str, str] | None = None) -> Path:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path
+def here(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(disk)
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    return disk
 
 
 @pytest.fixture

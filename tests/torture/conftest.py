@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -70,14 +68,3 @@ def torture(request: pytest.FixtureRequest) -> Iterator[Torture]:
 def without_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is broken on purpose: a store is not tried out where a repository begins, which would find it out."""
     monkeypatch.setattr(commit, "probe", lambda store, data: None)
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: millions of fsyncs of files that nobody will need."""
-    memory = Path("/dev/shm")
-    if not (memory.is_dir() and os.access(memory, os.W_OK)):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=memory) as folder:
-        yield Path(folder)
