@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-OPTIONAL = ["torch", "tensorflow", "keras", "jax", "jaxlib", "h5py", "sklearn", "safetensors"]
+OPTIONAL = ["torch", "tensorflow", "keras", "jax", "jaxlib", "h5py", "matplotlib", "sklearn", "safetensors"]
 
 
 def test_the_check_environment_has_no_frameworks() -> None:

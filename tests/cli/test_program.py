@@ -33,7 +33,7 @@ from safepoint.cli.program import run
 code = run(sys.argv[1:])
 print(json.dumps([code, sorted(Recorder.asked)]), file=sys.stderr)
 """
-FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "jaxlib", "h5py", "sklearn", "safetensors"}
+FRAMEWORKS = {"torch", "tensorflow", "keras", "jax", "jaxlib", "h5py", "matplotlib", "sklearn", "safetensors"}
 
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -53,6 +53,9 @@ def test_every_kind_in_every_file(trained: Repository, safepoint: Callable[..., 
     assert result.code == 0, result.err
     assert result.out == ""
     assert result.err.startswith(f"out{suffix}: {kind}, ")
+    assert {"metrics": "star: the best", "weights": "median", "updates": "Relative update", "sizes": "bytes"}[kind] in (
+        " ".join(result.err.split())
+    )
     data = Path(f"out{suffix}").read_bytes()
     match suffix:
         case ".png":

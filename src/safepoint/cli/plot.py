@@ -65,10 +65,12 @@ def plot(
     changes  how far each tensor moved between two snapshots or files
 
     Without --kind: metrics of a run (in a page, all that a run has), sizes of a file, changes between two. --json
-    prints the numbers and draws nothing unless -o is given. What was worked out is kept in the run's folder
-    `derived/`, which may be deleted at any time.
+    prints the numbers and draws nothing unless -o is given. What a picture shows and leaves out is said beside it;
+    quantiles of tensors above 65,536 elements are those of a fixed sample, every 251st element. What was worked out is
+    kept in the run's folder `derived/`, which may be deleted at any time.
     """  # noqa: D301 — click's mark for lines that stay
     from safepoint.cli.output import cell, emit, emit_lines, progress_bar, stderr
+    from safepoint.cli.pictures.draw import caption
     from safepoint.cli.pictures.files import check_library, check_path, write_pictures
 
     path = None if output is None else Path(output)
@@ -88,7 +90,10 @@ def plot(
     elif quiet:
         emit_lines([str(path)])
     else:
-        stderr().print(cell(f"{path}: {', '.join(chosen)}, {size(written)}"))
+        words = stderr()
+        words.print(cell(f"{path}: {', '.join(chosen)}, {size(written)}"))
+        for picture in pictures:
+            words.print(cell(caption(picture), "dim"))
 
 
 def _kinds(refs: Sequence[str], asked: Sequence[Kind], *, page: bool) -> list[Kind]:
