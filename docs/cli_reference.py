@@ -42,6 +42,7 @@ def exit_codes() -> Iterator[tuple[int, str, str]]:
     yield 0, "", "Done; and with `diff --exit-code`: nothing differs."
     yield 1, "unexpected", "A bug in safepoint, or a reader of its output that went away."
     yield 2, "usage", "The command line is not one that the command takes."
+    yield 3, "", "`health` found that something went wrong in the run; no other command exits with it."
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SafepointError)]
     for kind in sorted(kinds, key=lambda kind: kind.exit_code):
         if kind is not SafepointError:
