@@ -45,8 +45,9 @@ check: $(CHECK)/.installed
 	$(CHECK)/bin/mypy
 	$(CHECK)/bin/python -m pytest -n 2 --dist worksteal
 
+# As collected, the longest tests first: by default files of few tests, as those are, would come last.
 frameworks: $(FULL)/.installed
-	$(FULL)/bin/python -m pytest --frameworks -n 2 --dist loadgroup
+	$(FULL)/bin/python -m pytest --frameworks -n 2 --dist loadgroup --no-loadscope-reorder
 
 torture: $(FULL)/.installed
 	@$(FULL)/bin/python -m pytest tests/torture -n 2 --maxschedchunk 1 -o faulthandler_timeout=0 -o timeout=0 --scale $(SCALE) --report docs/reliability-results

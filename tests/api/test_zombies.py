@@ -57,7 +57,9 @@ def test_one_that_wakes_up_is_told_and_mixes_nothing(tmp_path: Path) -> None:
     for turn in range(ROUNDS):
         root = tmp_path / f"r{turn}"
         zombie = Child(lambda say, root=root: train(root, OLD, say, 300))
+        deadline = time.monotonic() + 60
         while not (root / "snapshots").exists():
+            assert time.monotonic() < deadline, f"seed {seed}: it saves nothing"
             time.sleep(0.002)
         stop_somewhere(zombie.pid, root, rng)
         said: list[object] = []
