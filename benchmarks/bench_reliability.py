@@ -1,16 +1,17 @@
-"""How files of safepoint and its peers take a flipped bit, and a kill during a second save over the first.
+"""How safepoint and its peers take a flipped bit, a kill, a power cut, and damage of the newest of several saves.
 
-    .venv/bin/python benchmarks/bench_reliability.py [--flips 1000] [--kills 40] [--seed 0]
+    .venv/bin/python benchmarks/bench_reliability.py [--flips 1000] [--kills 40] [--cuts 20] [--seed 0] [--only NAME]
 
 Prints a table with versions. "Silent": the load raised nothing and gave other values; "harmless": the right ones (of
 safepoint's packs: a bit of the header, which loads do not need and `verify` checks). The kill is SIGKILL by `strace` at
-system calls that write, spread over the save; "lost": neither the old state nor the new one can be loaded.
+system calls that write, spread over the save; "lost": neither the old state nor the new one can be loaded. The power of
+a real ext4 is cut right after a second save beside the first has returned. Damage of the newest: each of its files is
+removed, cut in half, or has a page zeroed, and the library's own manager goes on; "back": from the save before.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import os
 import random
@@ -23,86 +24,15 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from reliability_formats import Format, State, formats, state
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-State = dict[str, np.ndarray]
+from tests.torture import machine
+
 CALLS = "openat,write,writev,pwrite64,pwritev,pwritev2,ftruncate,fallocate,fsync,link,unlink,unlinkat,rename,mkdir"
-
-
-@dataclass(frozen=True)
-class Format:
-    """One way to keep a state.
-
-    Attributes:
-        name: of it.
-        package: whose version is told.
-        save: writes a state to a path that may exist.
-        load: reads it back.
-    """
-
-    name: str
-    package: str
-    save: Callable[[Path, State], object]
-    load: Callable[[Path], State]
-
-
-def state(seed: int) -> State:
-    rng = np.random.default_rng(seed)
-    return {name: rng.standard_normal((40, 60)).astype(np.float32) for name in ("a", "b", "c")}
-
-
-def formats() -> Iterator[Format]:
-    """All that are installed."""
-    import safepoint
-
-    def restore(path: Path) -> State:
-        live = {name: np.zeros_like(value) for name, value in state(0).items()}
-        safepoint.Checkpoint(state=live).restore(path)
-        return live
-
-    yield Format(
-        "safepoint repository", "safepoint", lambda path, s: safepoint.Checkpoint(state=dict(s)).save(path), restore
-    )
-    with contextlib.suppress(ImportError):
-        import safetensors.numpy as st
-
-        yield Format("safetensors", "safetensors", lambda path, s: st.save_file(s, path), st.load_file)
-    with contextlib.suppress(ImportError):
-        import torch
-
-        def load_torch(path: Path) -> State:
-            return {name: tensor.numpy() for name, tensor in torch.load(path, weights_only=True).items()}
-
-        yield Format(
-            "torch.save",
-            "torch",
-            lambda p, s: torch.save({n: torch.from_numpy(x) for n, x in s.items()}, p),
-            load_torch,
-        )
-    with contextlib.suppress(ImportError):
-        import h5py
-
-        def save_h5(path: Path, s: State) -> None:
-            with h5py.File(path, "w") as file:
-                for name, value in s.items():
-                    file[name] = value
-
-        def load_h5(path: Path) -> State:
-            with h5py.File(path) as file:
-                return {name: file[name][()] for name in state(0)}
-
-        yield Format("HDF5", "h5py", save_h5, load_h5)
-
-    def save_npz(path: Path, s: State) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **s)
-
-    yield Format("npz", "numpy", save_npz, lambda path: dict(np.load(path)))
 
 
 def equal(found: State, expected: State) -> bool:
@@ -183,25 +113,88 @@ def kill(keeper: Format, folder: Path, rng: random.Random, times: int) -> Counte
     return found
 
 
+def cut_power(keeper: Format, folder: Path, times: int) -> Counter[str]:
+    """What a second save that has returned is worth when the power goes."""
+    found: Counter[str] = Counter()
+    with machine.real_disk("ext4", folder) as disk:
+        for number in range(times):
+            first, second = disk.place / f"{number}-a", disk.place / f"{number}-b"
+            keeper.save(first, state(1))
+            os.sync()
+            keeper.save(second, state(2))
+            disk.cut()
+            disk.come_back()
+            try:
+                found["there" if equal(keeper.load(second), state(2)) else "wrong"] += 1
+            except Exception:  # noqa: BLE001 — each library has its own errors
+                found["lost"] += 1
+    return found
+
+
+def damage_newest(keeper: Format, folder: Path) -> Counter[str]:
+    """What a manager does when the newest of two saves is damaged."""
+    assert keeper.history is not None
+    save, resume = keeper.history
+    whole, found = folder / "whole", Counter[str]()
+    save(whole, 0, state(1))
+    before = set(whole.rglob("*"))
+    save(whole, 1, state(2))
+    newest = [p.relative_to(whole) for p in whole.rglob("*") if p.is_file() and p.stat().st_size and p not in before]
+    for number, (name, kind) in enumerate((name, kind) for name in newest for kind in ("gone", "cut", "zeroed")):
+        place = folder / f"{number}"
+        shutil.copytree(whole, place)
+        file = place / name
+        data = file.read_bytes()
+        if kind == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(data[: len(data) // 2] if kind == "cut" else bytes(min(4096, len(data))) + data[4096:])
+        try:
+            loaded = resume(place)
+            found["back" if equal(loaded, state(1)) else "unhurt" if equal(loaded, state(2)) else "wrong"] += 1
+        except Exception:  # noqa: BLE001 — each library has its own errors
+            found["refused"] += 1
+    return found
+
+
+def told(found: Counter[str], *kinds: str) -> str:
+    return " / ".join(str(found[kind]) for kind in kinds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flips", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cuts", type=int, default=20)
+    parser.add_argument("--only", default="", help="formats whose name has this in it")
     options = parser.parse_args()
     print(f"seed {options.seed}\n")
-    print("| Format | one flipped bit: silent / detected / harmless | killed during a second save: old / new / lost |")
-    print("|---|---|---|")
+    print(
+        "| Format | one flipped bit: silent / detected / harmless | killed during a second save: old / new / lost ",
+        end="",
+    )
+    print("| power cut after save returned: there / wrong / lost | newest damaged: back / refused / unhurt / wrong |")
+    print("|---|---|---|---|---|")
+    may_mount = machine.may_mount()
     for keeper in formats():
+        if options.only not in keeper.name:
+            continue
         rng = random.Random(options.seed)
         with tempfile.TemporaryDirectory() as folder:
-            flips = flip(keeper, Path(folder), rng, options.flips)
-        with tempfile.TemporaryDirectory() as folder:
-            kills = kill(keeper, Path(folder), rng, options.kills) if shutil.which("strace") else Counter()
+            flips = told(flip(keeper, Path(folder), rng, options.flips), "silent", "detected", "harmless")
+        kills = cuts = newest = "—"
+        if keeper.forks and shutil.which("strace"):
+            with tempfile.TemporaryDirectory() as folder:
+                kills = told(kill(keeper, Path(folder), rng, options.kills), "old", "new", "lost")
+        if may_mount:
+            with tempfile.TemporaryDirectory() as folder:
+                cuts = told(cut_power(keeper, Path(folder), options.cuts), "there", "wrong", "lost")
+        if keeper.history is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                newest = told(damage_newest(keeper, Path(folder)), "back", "refused", "unhurt", "wrong")
         version = importlib.metadata.version(keeper.package)
-        first = " / ".join(str(flips[kind]) for kind in ("silent", "detected", "harmless"))
-        second = " / ".join(str(kills[kind]) for kind in ("old", "new", "lost")) if kills else "no strace here"
-        print(f"| {keeper.name} ({keeper.package} {version}) | {first} | {second} |", flush=True)
+        print(f"| {keeper.name} ({keeper.package} {version}) | {flips} | {kills} | {cuts} | {newest} |", flush=True)
 
 
 if __name__ == "__main__":

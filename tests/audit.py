@@ -9,7 +9,8 @@ Whether an event is allowed is decided by who asks for it, never by a name that 
   installed; and the few functions of `LAZY_LOADERS`, which import by names of their own;
 - frameworks and users' classes may compile and run what they make themselves: the nearest frame outside the standard
   library decides;
-- pickles, sockets and, but for commands that run a user's script, other processes: never, whoever asks.
+- pickles: never, whoever asks; sockets and, but for commands that run a user's script, other processes: only while
+  installed software is imported, some of which looks at the machine so (h5py asks `uname`, urllib3 for IPv6).
 """
 
 from __future__ import annotations
@@ -72,19 +73,14 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 def forbidden(event: str, arguments: tuple[Any, ...], frame: FrameType | None) -> str | None:
     """Why what a frame does is not allowed; None if it is."""
-    if event.startswith(NEVER):
+    if event.startswith(NEVER) and (event.startswith("pickle.") or not _is_import(frame, event)):
         asker = _asker(frame)
         if event.startswith(("subprocess.", "os.posix_spawn", "os.exec")) and asker.startswith(_RUN_SCRIPTS):
             return None
         return f"nobody may do that; asked for by {asker}"
     if _is_import(frame, event):
         code = arguments[0] if arguments else None
-        if (
-            event == "exec"
-            and _imports(frame)
-            and isinstance(code, CodeType)
-            and not code.co_filename.startswith(_PLACES)
-        ):
+        if event == "exec" and _imports(frame) and isinstance(code, CodeType) and not _is_installed(code):
             return f"the module is not where software is installed: {code.co_filename}"
         return None
     asker = _asker(frame)
@@ -107,17 +103,26 @@ def listening() -> Iterator[list[tuple[str, Any, str | None]]]:
         _listener = None
 
 
+def _is_installed(code: CodeType) -> bool:
+    """Whether it is in a place of software; what a wheel brings compiled may not say where it was."""
+    return code.co_filename.startswith(_PLACES) or code.co_filename == "<string>"
+
+
 def is_machine(path: Path) -> bool:
     """Whether a file is of the machine or its software, not somebody's."""
     return str(path).startswith((*_PLACES, "/proc/", "/sys/", "/dev/null", "/dev/urandom"))
 
 
 def _is_ours(frame: FrameType | None) -> bool:
+    """Whether safepoint is on the stack, other than to save a model: what tracing it takes concerns no file."""
+    found = False
     while frame is not None:
         if frame.f_code.co_filename.startswith(SOURCES):
-            return True
+            found = True
+            if frame.f_code.co_name == "save_model":
+                return False
         frame = frame.f_back
-    return False
+    return found
 
 
 def _is_import(frame: FrameType | None, event: str) -> bool:

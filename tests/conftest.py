@@ -24,7 +24,7 @@ FRAMEWORK_FOLDERS = frozenset(
 # Folders where whatever safepoint does is under the audit hook: all that load anything.
 AUDITED_FOLDERS = frozenset(
     {
-        "api", "attacks", "cli", "convert", "golden", "open", "repository",
+        "api", "attacks", "cli", "convert", "fuzz", "golden", "open", "repository", "torch_models",
     }
 )  # fmt: skip
 _MAY_SKIP = frozenset({"torture"})  # what the machine forbids; see `tests/torture/machine.py`

@@ -6,7 +6,8 @@ is a small PyTorch file inside a rank's. Source: `metadata.py`, `filesystem.py` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, final
 
 import numpy as np
 
-from safepoint.errors import CorruptionError, UnsupportedError, UntrustedError
+from safepoint.errors import CorruptionError, SafepointError, UnsupportedError, UntrustedError
 from safepoint.formats.contents import Contents, check_inside, checked_shape
 from safepoint.formats.cursor import Cursor
 from safepoint.formats.files import File, Folder, Window
@@ -56,13 +57,14 @@ def read(folder: Path) -> Contents:
         document = _fields(Unpickler(cursor, _names(), inert=is_inert).load(), index.path)
     finally:
         index.close()
-    places = {_index(key): _place(value, index.path) for key, value in _pairs(document.get("storage_data"))}
+    with _damage(index.path):
+        places = {_index(key): _place(value, index.path) for key, value in _pairs(document.get("storage_data"))}
     opened = {path: files.open(path) for path in sorted({place.path for place in places.values()})}
     for place in places.values():
         check_inside(opened[place.path], place.offset, place.length)
     leaves: dict[str, Leaf] = {}
     left_out: dict[str, str] = {}
-    try:
+    with _damage(index.path):
         for name, described in _pairs(document.get("state_dict_metadata")):
             if not isinstance(name, str) or name in leaves:
                 raise CorruptionError(f"{index.path} has a name twice", file=index.path, name=str(name)[:80])
@@ -73,12 +75,21 @@ def read(folder: Path) -> Contents:
                     left_out[name] = error.message
             else:
                 leaves[name] = _tensor(name, _fields(described, index.path), places, opened, index.path)
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise CorruptionError(f"{index.path} is damaged", file=index.path, found=error) from error
     metadata: dict[str, Any] = {"files": list(opened)} | ({"not_read": left_out} if left_out else {})
     title = f"PyTorch distributed checkpoint, {len(opened)} files"
     tree = StateTree(leaves)
     return Contents("distributed", title, "PyTorch", str(folder), tree, metadata, tuple(opened.values()))
+
+
+@contextmanager
+def _damage(file: str) -> Iterator[None]:
+    """What does not have the form that it should is damage."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, SafepointError):
+            raise
+        raise CorruptionError(f"{file} is damaged", file=file, found=error) from error
 
 
 def _tensor(
