@@ -43,6 +43,7 @@ def flip(keeper: Format, folder: Path, rng: random.Random, times: int) -> Counte
     """What becomes of single flipped bits, anywhere in what was written."""
     path = folder / "x"
     keeper.save(path, state(1))
+    assert equal(keeper.load(path), state(1)), keeper.name
     files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file() and f.stat().st_size]
     sizes = [file.stat().st_size for file in files]
     found: Counter[str] = Counter()

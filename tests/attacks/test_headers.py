@@ -139,3 +139,8 @@ def test_a_terabyte_in_a_few_bytes_takes_no_memory(tmp_path: Path) -> None:
     path.write_bytes(file(one(shape=[size // 4], data_offsets=[0, size]), DATA))
     with watched(tmp_path, most_seconds=1), pytest.raises(CorruptionError, match="size is wrong"):
         read_all(path)
+
+
+def test_a_file_that_ends_with_its_header_is_read(tmp_path: Path) -> None:
+    (tmp_path / "empty.safetensors").write_bytes(file({}))
+    read_all(tmp_path / "empty.safetensors")

@@ -89,6 +89,11 @@ def test_nothing_is_called(body: bytes, wrap: Callable[[bytes, Path], Path], tmp
     assert not Path("/tmp/safepoint-was-run").exists()
 
 
+def test_what_would_be_called_is_named(tmp_path: Path) -> None:
+    for number, name in enumerate(["os.system", "os.system by its stack name"]):
+        refused(archive(CALLS[name], tmp_path / f"{number}.pt"), safepoint.UntrustedError, "system")
+
+
 VIEWS = {
     "outside": tensor([5], [1]),
     "an offset outside": tensor([1], [1], 4),
@@ -134,6 +139,7 @@ STREAMS = {
     "a memo of nothing": proto(b"hZ"),
     "a mark in a tuple": proto(b"(\x85"),
     "append to a number": proto(b"K\x01K\x02a"),
+    "pairs added to a list": proto(b"](" + text("a") + b"K\x01u"),
     "a frame that lies": proto(b"\x95" + b"\xff" * 8),
     "one name for two": proto(b"}(" + text("1") + b"K\x01K\x01K\x02u"),
     "a name of two megabytes": b"\x80\x02c" + b"a" * 2_000_000,
