@@ -5,8 +5,10 @@ Bytes are taken, or refused by an error of safepoint's own; of safetensors, noth
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +57,7 @@ def _folder() -> Path:
 
 
 _HERE = _folder()
+atexit.register(shutil.rmtree, _HERE, ignore_errors=True)
 
 
 def opened(suffix: str) -> Callable[[bytes], object]:
