@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +129,8 @@ def test_one_stopped_in_the_middle_of_a_save_keeps_nobody_from_saving(tmp_path: 
         def stopping(name: str, data: bytes) -> None:
             if name == "snapshots/00000001.json":
                 say("stopping")
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # This very thread: another might take a signal to the process a little later.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             create(name, data)
 
         repository.store.create = stopping  # type: ignore[method-assign]

@@ -338,14 +338,14 @@ def test_live_memory_that_changes_during_a_save_is_saved_as_one_of_its_states() 
 # -- memory --------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-import json, resource, sys
+import json, sys
 import numpy as np
+from safepoint.cli.machine import peak_bytes as peak  # getrusage would give that of whoever started this process
 from safepoint.repository import Repository
 from safepoint.tree import StateTree, Tensor
 arrays = {f"w{n}": np.full(20 << 20, n, np.uint8) for n in range(30)}
 tree = StateTree({name: Tensor.of(array) for name, array in arrays.items()})
 repository = Repository(sys.argv[1])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 before = peak()
 repository.commit(tree)
 first = peak() - before
