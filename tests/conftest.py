@@ -12,13 +12,13 @@ import hypothesis
 import pytest
 from tests import audit
 
-# Folders of tests/ whose tests import a framework, or take minutes. `pytest` leaves them out, `pytest --frameworks` runs
-# only them, and a path on the command line always wins. `docs` runs the README, whose examples train networks; `crash`
-# and `torture` need time and no framework, and `torture` mounts disks where it may.
+# Folders of tests/ whose tests import a framework, or take minutes. `pytest` leaves them out, `pytest --frameworks`
+# runs only them, and a path on the command line always wins. `docs` runs the README, whose examples train networks;
+# `crash` and `torture` need time and no framework, and `torture` mounts disks where it may.
 FRAMEWORK_FOLDERS = frozenset(
     {
-        "crash", "demo", "docs", "examples", "formats", "jax", "jax_models", "keras", "plot", "real_models", "tensorflow",
-        "torch", "torch_models", "torture", "whole_model",
+        "crash", "demo", "docs", "examples", "formats", "jax", "jax_models", "keras", "plot", "real_models",
+        "tensorflow", "torch", "torch_models", "torture", "whole_model",
     }
 )  # fmt: skip
 # Folders where whatever safepoint does is under the audit hook: all that load anything.

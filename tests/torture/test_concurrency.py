@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -23,34 +24,47 @@ from safepoint.store import files
 from safepoint.store.files import LocalSink
 
 Say = Callable[[object], None]
+_MOST_STEPS = 100_000
+_LONGEST_SECONDS = 60
 
 
-def write(root: Path, who: int, count: int, pause: float, say: Say) -> None:
-    """Save and train in turns, as jobs do; on average training takes `pause` times as long as a save."""
+def write(root: Path, who: int, count: int, pause: float, say: Say, enough: Path) -> None:
+    """Save and train in turns, as jobs do; on average training takes `pause` times as long as a save.
+
+    At least `count` times, and until the collector has had its turn, or a minute is over.
+    """
     repository, rng = Repository(root), Random(who)
     last: int | None = None
-    for step in range(count):
-        seed = who * 1000 + step
+    began = time.monotonic()
+    for step in itertools.count():
+        if step >= count and (enough.exists() or time.monotonic() - began > _LONGEST_SECONDS):
+            break
+        seed = who * _MOST_STEPS + step
         started = time.monotonic()
         last = repository.commit(tree_of(small_content(seed)), step=step, parent=last).number
         say(f"{last} {seed}")
         time.sleep(rng.uniform(0, 2 * pause) * (time.monotonic() - started))
 
 
-def collect_until(root: Path, stop: Path, say: Say) -> None:
+def collect_until(root: Path, stop: Path, say: Say, enough: Path) -> None:
     """Prune, collect and compact, whenever nobody saves or reads; a busy repository is tried again."""
     repository = Repository(root)
+    compacted, freed = 0, 0
     while not stop.exists():
         with contextlib.suppress(ConflictError, NotFoundError):
             repository.prune([KeepLast(2)], dry_run=False)
             done = repository.compact()
             if done.packs:
+                compacted += 1
                 say(f"compacted {done.packs}")
         while not stop.exists():
             time.sleep(0.001)
             with contextlib.suppress(ConflictError, NotFoundError):
-                say(f"collected {repository.collect()}")
+                freed += (now := repository.collect())
+                say(f"collected {now}")
                 break
+        if compacted and freed:
+            enough.touch()
 
 
 def read_until(root: Path, stop: Path, say: Say) -> None:
@@ -81,9 +95,11 @@ class Seen:
 
 
 def all_at_once(place: Path, writers: int, count: int, pause: float = 0) -> Seen:
-    root, stop = place / "run", place / "stop"
-    jobs = [Child(lambda say, who=who: write(root, who, count, pause, say)) for who in range(writers)]
-    others = [Child(lambda say: read_until(root, stop, say)), Child(lambda say: collect_until(root, stop, say))]
+    root, stop, enough = place / "run", place / "stop", place / "enough"
+    if not pause:
+        enough.touch()
+    jobs = [Child(lambda say, who=who: write(root, who, count, pause, say, enough)) for who in range(writers)]
+    others = [Child(lambda say: read_until(root, stop, say)), Child(lambda say: collect_until(root, stop, say, enough))]
     results = [job.wait() for job in jobs]
     stop.touch()
     (read_code, reads), (collect_code, collects) = (other.wait() for other in others)
@@ -143,6 +159,7 @@ def commit_by_rename(self: LocalSink, num_bytes: int) -> None:
     """As most programs do: whoever comes last wins."""
     os.ftruncate(self._descriptor, num_bytes)
     os.fsync(self._descriptor)
+    time.sleep(0.002)  # so that two writers meet
     self._temporary.replace(self._path)
     files.sync_folder(self._path.parent)
     self.abort()

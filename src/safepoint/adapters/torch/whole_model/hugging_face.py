@@ -40,7 +40,10 @@ _MAX_DEPTH = 16
 
 
 def find(name: str) -> Any:
-    """The model or configuration class that a public name of `transformers` means, or None; may import it."""
+    """The model or configuration class that a public name of `transformers` means, or None.
+
+    May import that class's own module, and no other.
+    """
     short = name.removeprefix(_PREFIX)
     if short == name or not short.isidentifier() or short.startswith("_"):
         return None
@@ -48,7 +51,9 @@ def find(name: str) -> Any:
         import transformers
     except ImportError:
         return None
-    if short not in transformers.__all__:
+    # Where `transformers` says that its names are, before anything of it is imported because of one in a file.
+    parts = str(getattr(transformers, "_class_to_module", {}).get(short)).split(".")
+    if short not in transformers.__all__ or parts[0] != "models" or not _FETCHING.isdisjoint(parts):
         return None
     try:
         found = getattr(transformers, short)
