@@ -40,5 +40,6 @@ def test_resume_passes_over_a_pack_that_cannot_be_read(tmp_path: Path, lose: Cal
     lose(max((tmp_path / "run" / "packs").iterdir(), key=lambda path: path.stat().st_mtime_ns))
     with pytest.raises(safepoint.CorruptionError, match="state/w"):
         safepoint.Checkpoint(state=state).restore(tmp_path / "run")
+    state["w"][:] = 0  # live objects that held what was lost would heal it
     assert safepoint.CheckpointManager(safepoint.Checkpoint(state=state), tmp_path / "run").resume() == 2
     assert (state["w"] == 2).all()
