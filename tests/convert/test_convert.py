@@ -432,3 +432,34 @@ def test_the_command_knows_every_format() -> None:
     assert {*option.type.choices} == {*TARGETS, "repository"}
     for target in TARGETS.values():
         assert f"`{target.suffixes[0]}`" in (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_conversion_that_fails_takes_nothing_of_others_with_it(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody begins to save into the same place while the conversion is on its way."""
+    real = Repository.commit
+    theirs = StateTree({"w": Tensor.of(np.ones(3))})
+
+    def commit(self: Repository, tree: StateTree, **options: Any) -> Any:
+        monkeypatch.setattr(Repository, "commit", real)
+        if when == "before":
+            Repository("run").commit(theirs, step=7)
+        real(self, tree, **options)
+        Repository("run").commit(theirs, step=7)
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Repository, "commit", commit)
+    with pytest.raises((OSError, library.ConflictError)):
+        convert("a.safetensors", "run")
+    assert Repository("run").resolve().step == 7
+    assert Repository("run").verify().ok
+
+
+def test_a_conversion_that_fails_leaves_no_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Repository, tree: StateTree, **options: Any) -> Any:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Repository, "commit", full)
+    with pytest.raises(OSError, match="full"):
+        convert("a.safetensors", "run")
+    assert not Path("run").exists()

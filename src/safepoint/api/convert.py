@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from safepoint import formats
 from safepoint.api.open import Tensors
 from safepoint.api.open import open as open_any
 from safepoint.api.outgoing import CASTS, Ledger, casts
-from safepoint.errors import CorruptionError, ExistsError, NotFoundError, UnsupportedError
+from safepoint.errors import CorruptionError, ExistsError, NotFoundError, SafepointError, UnsupportedError
 from safepoint.formats.writing import TARGETS, Content, Target, check_room, target_of, write
 from safepoint.repository import Progress, Repository, Snapshot
 from safepoint.tree import Branch, Leaf, Node, StateTree, Tensor, Value, check_name, join_name
@@ -316,8 +317,9 @@ def _to_repository(
     names = {name: renamed[new] for name, new in names.items()}
     whole = tensors.tree if ours and not rename else None
     tree, cast = cast_tree(tracked_tree({names[name]: leaf for name, leaf in leaves.items()}, whole), dtype)
-    with _taken_back(Path(path)):
+    with _taken_back(path) as committed:
         snapshot = _commit(tree, path, tensors.metadata if ours else {}, progress)
+        committed.append(snapshot)
         found = Repository(path).verify()
         if found.damage:
             raise CorruptionError(f"{path} cannot be read back", file=path, found=found.damage[0].message)
@@ -335,10 +337,11 @@ def _to_repository(
 def _commit(tree: StateTree, path: str, facts: Mapping[str, Any], progress: Progress | None) -> Snapshot:
     """The tree as the first snapshot of a repository, with what was said about it where it comes from."""
     if not facts:
-        return Repository(path).commit(tree, progress=progress)
+        return Repository(path).commit(tree, newest=None, progress=progress)
     moment = datetime.fromisoformat(facts["time"])
     return Repository(path, clock=lambda: moment).commit(
         tree,
+        newest=None,
         step=facts["step"],
         metrics=facts["metrics"],
         config=facts["config"],
@@ -349,12 +352,21 @@ def _commit(tree: StateTree, path: str, facts: Mapping[str, Any], progress: Prog
 
 
 @contextmanager
-def _taken_back(folder: Path) -> Iterator[None]:
-    """A repository that is begun for one snapshot goes away if that is not saved."""
-    there = folder.exists()
+def _taken_back(path: str) -> Iterator[list[Snapshot]]:
+    """A repository that is begun for one snapshot goes away if that is not saved whole; never what others saved there.
+
+    Yields:
+        Takes what was committed.
+    """
+    there = Path(path).exists()
+    ours: list[Snapshot] = []
     try:
-        yield
+        yield ours
     except BaseException:
         if not there:
-            shutil.rmtree(folder, ignore_errors=True)
+            store = Repository(path).store
+            # Whoever else saves there holds the lock, or is in the list.
+            with contextlib.suppress(SafepointError), store.lock(exclusive=True, wait=False):
+                if len(list(store.list("snapshots"))) == len(ours):
+                    shutil.rmtree(path, ignore_errors=True)
         raise
