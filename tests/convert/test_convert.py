@@ -431,7 +431,7 @@ def test_the_command_knows_every_format() -> None:
     (option,) = [parameter for parameter in convert_command.params if parameter.name == "to"]
     assert {*option.type.choices} == {*TARGETS, "repository"}
     for target in TARGETS.values():
-        assert f"`{target.suffixes[0]}`" in (Path(__file__).parents[2] / "README.md").read_text()
+        assert f"`{target.suffixes[0]}`" in (Path(__file__).parents[2] / "docs/files.md").read_text()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs as it stands; only absolute paths are moved into a temporary folder."""
+"""Every Python block of the README and its guides runs as it stands; absolute paths are moved into a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 
 import safepoint
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [README, *(ROOT / "docs" / name for name in ("training.md", "whole-models.md", "files.md"))]
 
 _TORCH = """
 import torch
@@ -162,28 +164,28 @@ assert (model.dense.kernel[...] == kernel).all()
 
 
 def blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    return [block for text in texts for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
 
 
 @pytest.mark.parametrize("number", range(len(blocks())))
-def test_a_block_of_the_readme_runs(number: int, tmp_path: Path) -> None:
+def test_a_block_runs(number: int, tmp_path: Path) -> None:
     block = blocks()[number]
     before, after = next(case for words, case in CASES.items() if words in block)
     code = f"{before}\n{block}\n{after}".replace("/path/to/", f"{tmp_path}/")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     if 'select=["model/encoder.*"]' in block:  # its report is printed below it
-        assert [done.stdout] == re.findall(
-            r"^```text\n(restored .*?)^```", README.read_text(), re.MULTILINE | re.DOTALL
-        )
+        guide = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+        assert [done.stdout] == re.findall(r"^```text\n(restored .*?)^```", guide, re.MULTILINE | re.DOTALL)
 
 
-def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+def test_the_commands_run(tmp_path: Path) -> None:
     state = {"w": np.zeros(3)}
     safepoint.Checkpoint(state=state).save(tmp_path / "runs/digits", metrics={"loss": 1})
     torch.save({"encoder.weight": torch.arange(3.0)}, tmp_path / "model.pt")
     save_file({"encoder.weight": torch.arange(3.0)}, tmp_path / "model.safetensors")
-    for line in re.findall(r"^safepoint (.*?) +#", README.read_text(), re.MULTILINE):
+    for line in re.findall(r"^safepoint (.*?) +#", "".join(page.read_text() for page in PAGES), re.MULTILINE):
         name, *arguments = shlex.split(line)
         ours = name in {"diff", "log", "show", "verify"}  # what needs more than a run has tests of its own
         command = [sys.executable, "-m", "safepoint", name, *(arguments if ours else ["--help"])]
