@@ -6,7 +6,7 @@ safepoint was on the stack; `tests/attacks/watching.py` also looks at what is op
 Whether an event is allowed is decided by who asks for it, never by a name that could have come out of a file:
 
 - `import` statements, whose names stand in sources, and what modules do while they are imported from where software is
-  installed; and the few functions of `LAZY_LOADERS`, which import by names of their own;
+  installed; and the tests and the few functions of `LAZY_LOADERS`, which import by names of their own;
 - frameworks and users' classes may compile and run what they make themselves: the nearest frame outside the standard
   library decides;
 - pickles: never, whoever asks; sockets and, but for commands that run a user's script, other processes: only while
@@ -149,7 +149,7 @@ def _is_importing(frame: FrameType) -> bool:
 
 def _may_import(frame: FrameType) -> bool:
     code = frame.f_code
-    if code.co_code[frame.f_lasti] == _IMPORT_NAME:
+    if code.co_code[frame.f_lasti] == _IMPORT_NAME or code.co_filename.startswith(_TESTS):
         return True
     return any(code.co_name == function and code.co_filename.endswith(file) for file, function in LAZY_LOADERS)
 
