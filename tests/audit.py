@@ -52,6 +52,7 @@ LAZY_LOADERS = {
     ("safepoint/adapters/jax/whole_model/classes.py", "check"),
     ("safepoint/adapters/torch/whole_model/isolation.py", "constructing"),  # torch, as `with torch.device` begins
     ("safepoint/cli/program.py", "get_command"),
+    ("site-packages/_pytest/monkeypatch.py", "resolve"),
     ("site-packages/rich/_unicode_data/__init__.py", "load"),
     ("site-packages/transformers/utils/import_utils.py", "_get_module"),  # of models that it publishes: hugging_face.py
 }

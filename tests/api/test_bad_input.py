@@ -63,7 +63,7 @@ def restoring(source: str, state: dict[str, Any] | None = None, **options: Any) 
 @pytest.mark.parametrize(
     ("source", "kind", "words"),
     [
-        ("nowhere/run", safepoint.NotFoundError, "nothing at nowhere/run.*a safepoint repository.*check the path"),
+        ("nowhere/run", safepoint.NotFoundError, "nothing at nowhere/run.*a repository or a file.*check the path"),
         ("runs/digit", safepoint.NotFoundError, "nothing at runs/digit.*did you mean runs/digits?"),
         ("notes", safepoint.NotFoundError, "not a safepoint repository.*a folder with notes.txt.*check the path"),
         ("runs", safepoint.NotFoundError, "a folder of runs.*runs/digits.*name one of them"),

@@ -296,7 +296,8 @@ def test_an_empty_file_and_a_text_file_are_called_what_they_are(tmp_path: Path) 
 
 
 WRONG_TYPES: dict[str, Callable[[Any, Any, Path], Any]] = {
-    "Checkpoint() tracks nothing": lambda c, m, path: safepoint.Checkpoint(),
+    "Checkpoint needs a name for what it saves": lambda c, m, path: safepoint.Checkpoint(),
+    "such as Checkpoint(model=model)": lambda c, m, path: safepoint.Checkpoint({"w": np.zeros(1)}),
     "at a path, which None is not": lambda c, m, path: c.save(None),
     "at a path, which 3 is not": lambda c, m, path: c.restore(3),
     "rename must map": lambda c, m, path: c.restore(path, rename="x"),

@@ -107,6 +107,19 @@ def test_exit_codes_and_renaming(files: None, safepoint: Any) -> None:
     assert safepoint("diff", "a", "nowhere").code == 10
 
 
+@pytest.mark.parametrize("prefix", ["model/", "module."])
+def test_a_prefix_that_one_of_them_lacks_is_left_out(prefix: str, files: None, safepoint: Any) -> None:
+    Path("c").write_bytes(safetensors_bytes({**{prefix + n: a for n, a in BEFORE.items()}, "other/x": np.ones(2)}))
+    there, back = safepoint("diff", "c", "a", "--json").json, safepoint("diff", "a", "c", "--json").json
+    assert (there["equal"], there["added"], there["removed"]) == (len(BEFORE), [], ["other/x"])
+    assert (back["equal"], back["added"], back["removed"]) == (len(BEFORE), ["other/x"], [])
+    assert back["rename"] == {"^": prefix}
+    assert f"compared as by --rename '^={prefix}'" in safepoint("diff", "a", "c").out
+    assert safepoint("diff", "a", "c", "--rename", "nothing=").code == 4
+    Path("d").write_bytes(safetensors_bytes({"gone": np.ones(2), prefix + "head": np.ones(3)}))
+    assert safepoint("diff", "d", "a", "--json").json["rename"] == {}
+
+
 def test_nan_and_infinity(files: None, safepoint: Any) -> None:
     Path("x").write_bytes(safetensors_bytes({"w": np.array([1.0, np.nan, 3.0]), "z": np.zeros(2)}))
     Path("y").write_bytes(safetensors_bytes({"w": np.array([1.0, np.nan, np.inf]), "z": np.ones(2)}))

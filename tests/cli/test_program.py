@@ -117,7 +117,7 @@ def test_errors_are_json_where_json_was_asked_for(safepoint, tmp_path) -> None:
         "code": "not_found",
         "exit_code": 10,
         "message": f"there is nothing at {tmp_path / 'nothing'}",
-        "expected": "a safepoint repository",
+        "expected": "a repository or a file",
         "found": None,
         "hint": "check the path",
     }

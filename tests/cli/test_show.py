@@ -90,18 +90,18 @@ def test_a_model_file(run: Repository, safepoint) -> None:
     write_model_file("digits.model", tree(1), structure=STRUCTURE, format="keras")
     result = safepoint("show", "digits.model")
     rows = [" ".join(line.split()) for line in result.out.splitlines()]
-    assert rows[0].startswith("digits.model · keras model · 4 tensors · ")
+    assert rows[0].startswith("digits.model · Keras model · 4 tensors · ")
     assert "written by Keras 3.15.1 on jax" in rows
     assert "optimizer Adam" in rows
     assert "pixels InputLayer batch_shape=(None, 64)" in rows
-    assert "inner/dense Dense units=10 activation=relu" in rows
+    assert "inner/dense Dense units=10, activation=relu" in rows
     assert max(map(len, result.out.splitlines())) <= 80
     document = safepoint("show", "digits.model", "--json").json
     assert list(document) == [
         "kind", "path", "format", "file_bytes", "num_tensors", "num_bytes", "summary", "layers", "structure",
         "tensors", "values",
     ]  # fmt: skip
-    assert document["layers"][1] == {"name": "inner/dense", "class": "Dense", "details": "units=10 activation=relu"}
+    assert document["layers"][1] == {"name": "inner/dense", "class": "Dense", "details": "units=10, activation=relu"}
 
 
 def test_a_folder_with_a_model_in_it(run: Repository, safepoint) -> None:

@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[dict[str, str], str, str, tuple[str, ...]]] = {
     ),
     "an order of data that depends on the time": (
         {"rng = np.random.default_rng(0)":
-         "order = np.random.default_rng(__import__('time').time_ns()).permutation(99)\n    "
+         "order = np.random.default_rng(__import__('time').time_ns()).permutation(99_999)\n    "
          "rng = np.random.default_rng(0)", "error = ": "error = order[step] + "},
         "not_reproducible",
         "metrics/loss",

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from tests.jax_models import models
 
 import safepoint
+from safepoint.cli.structure import summary_of
 from safepoint.errors import MismatchError, UnsupportedError
 from safepoint.repository.model_file import read_model_file
 
@@ -260,3 +261,19 @@ def test_what_cannot_be_saved_says_what_to_do(tmp_path: Path) -> None:
             safepoint.save_model(model, tmp_path / "m", **more)
     assert not (tmp_path / "m").exists()
     del variables
+
+
+@pytest.mark.parametrize(
+    ("style", "name", "graph"),
+    [
+        ("nnx", "tests.Transformer(words=11, depth=1, rngs=...)", "tokens int32[any, 5]"),
+        ("linen", "tests.CNN()", "x float32[any, 8, 8, 2]"),
+        ("equinox", "equinox.nn.MLP(", "x float32[any, 4]"),
+        ("function", "tests.predict", "float32[any, 4]"),
+    ],
+)
+def test_what_show_says_of_it(style: str, name: str, graph: str, folder: Path) -> None:
+    summary = summary_of(read_model_file(folder / style).structure)
+    assert next(iter(summary.values())).startswith(name)
+    assert summary["graph"].endswith(graph)
+    assert summary["written by"] == f"JAX {jax.__version__}"

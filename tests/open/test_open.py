@@ -119,7 +119,7 @@ def test_a_model_file_is_opened_by_its_own_names(tmp_path: Path, bytes_read: Cal
     for path in (tmp_path / "model", tmp_path / "folder"):
         bytes_read()
         with safepoint.open(path) as tensors:
-            assert (tensors.kind, tensors.framework) == ("model", "keras")
+            assert (tensors.kind, tensors.framework) == ("model", "Keras")
             assert tensors["encoder.weight"][:3].tolist() == [0, 1, 2]
             assert bytes_read() < BLOCK_BYTES + 20_000
             assert np.array_equal(tensors["encoder.bias"][1:], SMALL[1:])

@@ -15,7 +15,9 @@ from tests.torch_models.models import assert_same_state
 from torch import nn
 
 import safepoint
+from safepoint.cli.structure import summary_of
 from safepoint.errors import MismatchError, UnsupportedError, UntrustedError
+from safepoint.repository import read_model_file
 
 
 class Net(nn.Module):
@@ -311,3 +313,10 @@ def test_an_operator_of_somebodys_is_in_no_graph(tmp_path: Path, caplog: pytest.
     assert "calls somebodys.act.default, which no graph in a file may call" in caplog.text
     with pytest.raises(UnsupportedError, match="without its graph"):
         safepoint.load_model(tmp_path / "model", form="graph")
+
+
+def test_what_show_says_of_it(file: Path) -> None:
+    summary = summary_of(read_model_file(file).structure)
+    assert summary["class"].endswith(".Net(width=4)")
+    assert summary["graph"].startswith("x float32[any, 3, any] in ")
+    assert summary["written by"] == f"PyTorch {torch.__version__}"

@@ -82,6 +82,11 @@ def format_of(model: Any) -> str | None:
     return next((str(adapter.FORMAT) for adapter in known if adapter.is_model(model)), None)
 
 
+def framework_of(format: str) -> str:  # noqa: A002 — the word of the file
+    """What the framework of a whole-model file of a format is called; the format itself where it is not known."""
+    return _WHOLE_MODELS[format][0] if format in _WHOLE_MODELS else format
+
+
 def whole_models(format: str, *, where: str = "the file") -> WholeModels | None:  # noqa: A002 — the word of the file
     """The module that knows whole models of a format; imports its framework. None: no such format is known.
 
@@ -112,6 +117,7 @@ __all__ = [
     "WholeModels",
     "find",
     "format_of",
+    "framework_of",
     "loaded",
     "processes",
     "random_states",

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Never, final
 
 from safepoint.adapters import find
 from safepoint.api.announce import logger
@@ -39,9 +39,9 @@ class Checkpoint:
         UnsupportedError: an object cannot be captured (named by its path), or is a bare value: put it in a dict.
     """
 
-    def __init__(self, **objects: Any) -> None:
-        if not objects:
-            raise TypeError("Checkpoint() tracks nothing: name what to save, such as Checkpoint(model=model)")
+    def __init__(self, *unnamed: Never, **objects: Any) -> None:
+        if unnamed or not objects:
+            raise TypeError("Checkpoint needs a name for what it saves, such as Checkpoint(model=model)")
         for name, obj in objects.items():
             check_tracked(name, obj)
         self._objects = dict(objects)

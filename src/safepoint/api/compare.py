@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -61,6 +63,8 @@ class Difference:
         moved: tensors whose elements differ, the most first.
         equal: how many tensors have the same bytes.
         opaque: names whose bytes differ, of a dtype without numbers.
+        rules: regular expression → replacement, that the first's names went through: those asked for or, where the two
+            have no name in common, a prefix of one of them.
     """
 
     added: tuple[str, ...]
@@ -71,6 +75,7 @@ class Difference:
     moved: tuple[Moved, ...]
     equal: int
     opaque: tuple[str, ...] = ()
+    rules: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -95,13 +100,15 @@ def compare(
     Args:
         first: what it was.
         second: what it became.
-        rules: regular expression → replacement, over the first's names.
+        rules: regular expression → replacement, over the first's names. None: names are compared as they are, unless
+            none is in both and one of the two has a prefix that the other lacks, such as the `model/` of a snapshot.
         progress: see `Progress`; of both together.
 
     Raises:
         MismatchError: a rule matches nothing, or makes two names one.
         CorruptionError: one of them cannot be read as it was written.
     """
+    rules = _prefix(first.tree.leaves, second.tree.leaves) if rules is None else rules
     theirs = rename(first.tree.leaves, rules)
     ours = {new: old for old, new in theirs.items()}
     mine, other = {new: first.specs[old] for new, old in ours.items() if old in first}, second.specs
@@ -130,7 +137,27 @@ def compare(
         tuple(moved),
         sum(item is None for item in found),
         tuple(item for item in found if isinstance(item, str)),
+        rules,
     )
+
+
+def _prefix(first: Collection[str], second: Collection[str]) -> dict[str, str]:
+    """The rule that takes from the first's names, or gives them, the first part that only one of the two has."""
+    if not set(first).isdisjoint(second):
+        return {}
+    longer, mine = _most(first, second), _most(second, first)
+    if longer[1] > mine[1]:
+        return {f"^{re.escape(longer[0])}": ""}
+    return {"^": mine[0]} if mine[1] else {}
+
+
+def _most(names: Collection[str], others: Collection[str]) -> tuple[str, int]:
+    """The first part of names (`model/`, `module.`) without which the most are among the others, and how many are."""
+    others = set(others)
+    found = Counter(
+        match[0] for name in names if (match := re.match("[^/.]*[/.]", name)) and name[match.end() :] in others
+    )
+    return found.most_common(1)[0] if found else ("", 0)
 
 
 def _compare(first: Tensors, old: str, second: Tensors, new: str) -> Moved | str | None:

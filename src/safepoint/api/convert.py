@@ -288,7 +288,7 @@ def _metadata(tensors: Tensors) -> dict[str, str]:
     found = tensors.metadata.get("metadata")
     if tensors.kind == "safetensors" and "shards" not in tensors.metadata and isinstance(found, dict):
         return {str(key): str(value) for key, value in found.items()}
-    theirs = tensors.framework in {"PyTorch", "torch"} or _is_torch(tensors.tree.skeleton)
+    theirs = tensors.framework == "PyTorch" or _is_torch(tensors.tree.skeleton)
     return {"format": "pt"} if theirs else {}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+from safepoint.adapters import framework_of
 from safepoint.api.sources import locate
 from safepoint.errors import NotFoundError, UnsupportedError
 from safepoint.formats import Contents
@@ -274,7 +275,7 @@ def _of_model(model: ModelFile) -> Tensors:
         model.tree,
         kind="model",
         title="safepoint model",
-        framework=model.format,
+        framework=framework_of(model.format),
         location=model.path,
         metadata={"format": model.format, "structure": model.structure},
         source=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from safepoint.cli.text import count, plain
 from safepoint.errors import MismatchError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from safepoint.api.compare import Difference, Moved
 
 
@@ -47,6 +50,8 @@ def diff(
     the difference by that of the first, the largest difference, the cosine, the share of elements that changed, and of
     matrices the rank of the change: low where adapters (LoRA) were merged, 0 where only rounding changed.
 
+    Where the two have no name in common, but would without a prefix of one (`model/`, `module.`), it is left out.
+
     Between snapshots and models of safepoint, blocks that are equal are not read, and the numbers are over those that
     differ.
     """
@@ -67,7 +72,7 @@ def diff(
     elif as_md:
         _print_markdown(first, second, found, moved)
     else:
-        _print(first, second, found, moved)
+        _print(first, second, found, moved, asked=bool(rename))
     return MismatchError.exit_code if exit_code and not found.is_empty else 0
 
 
@@ -128,11 +133,17 @@ def _title(found: Difference, moved: tuple[Moved, ...]) -> str:
     return f"{count(len(found.moved), 'tensor')} moved{more}, {found.equal:,} equal{low}"
 
 
-def _print(first: str, second: str, found: Difference, moved: tuple[Moved, ...]) -> None:
+def _spelled(rules: Mapping[str, str]) -> str:
+    return " ".join(f"--rename {shlex.quote(f'{pattern}={new}')}" for pattern, new in rules.items())
+
+
+def _print(first: str, second: str, found: Difference, moved: tuple[Moved, ...], *, asked: bool) -> None:
     from safepoint.cli.output import cell, headline, stdout, table
 
     console = stdout()
     console.print(headline((first, "bold"), (second, "bold"), (_title(found, moved), "bold cyan")))
+    if not asked and found.rules:
+        console.print(cell("no name is in both; compared as by " + _spelled(found.rules), "dim"))
     structure = _structure(found)
     if structure:
         rows = table("", "name", "how", fold=("name", "how"))
@@ -169,6 +180,7 @@ def _document(first: str, second: str, found: Difference, moved: tuple[Moved, ..
     return {
         "first": first,
         "second": second,
+        "rename": dict(found.rules),
         "same": found.is_empty,
         "equal": found.equal,
         "low_rank": found.low_rank,

@@ -114,7 +114,7 @@ def _show_snapshot(repository: Repository, snapshot: Snapshot, manifest: Manifes
 def _show_file(path: Path, options: _Options) -> None:
     from safepoint.api.open import open as open_any
     from safepoint.cli.foreign import leaves_of
-    from safepoint.cli.model_file import layers_of, summary_of
+    from safepoint.cli.structure import layers_of, summary_of
     from safepoint.repository import ModelFile
 
     with open_any(path) as tensors:
@@ -143,7 +143,7 @@ def _show_file(path: Path, options: _Options) -> None:
                 "layers": layers_of(model.structure),
                 "structure": model.structure,
             },
-            lambda console: _print_model(console, Path(model.path), model),
+            lambda console: _print_model(console, tensors, model),
         )
 
 
@@ -254,16 +254,16 @@ def _print_facts(console: Console, repository: Repository, snapshot: Snapshot) -
     console.print(facts(rows))
 
 
-def _print_model(console: Console, path: Path, model: ModelFile) -> None:
-    from safepoint.cli.model_file import summary_of
+def _print_model(console: Console, tensors: Tensors, model: ModelFile) -> None:
     from safepoint.cli.output import facts, headline
+    from safepoint.cli.structure import summary_of
 
     console.print(
         headline(
-            (str(path), "bold"),
-            (f"{model.format} model", "bold cyan"),
-            (count(len(model.tree.tensors), "tensor"), ""),
-            (f"{size(path.stat().st_size)} on disk", ""),
+            (model.path, "bold"),
+            (f"{tensors.framework} model", "bold cyan"),
+            (count(len(tensors), "tensor"), ""),
+            (f"{size(Path(model.path).stat().st_size)} on disk", ""),
         )
     )
     console.print()
@@ -272,8 +272,8 @@ def _print_model(console: Console, path: Path, model: ModelFile) -> None:
 
 
 def _print_layers(console: Console, structure: Mapping[str, Any]) -> None:
-    from safepoint.cli.model_file import layers_of
     from safepoint.cli.output import cell, table
+    from safepoint.cli.structure import layers_of
 
     layers = layers_of(structure)
     if layers:

@@ -15,11 +15,8 @@ def no_repository(store: Store) -> NotFoundError:
     path = Path(store.location)
     if not store.exists():
         near = nearest_path(path)
-        return NotFoundError(
-            f"there is nothing at {store.location}",
-            expected="a safepoint repository",
-            hint=f"did you mean {near}?" if near else "check the path",
-        )
+        hint = f"did you mean {near}?" if near else "check the path"
+        return NotFoundError(f"there is nothing at {store.location}", expected="a repository or a file", hint=hint)
     runs = sorted(str(found.parent) for found in path.glob(f"*/{FORMAT_FILE}"))
     if runs:
         return NotFoundError(
