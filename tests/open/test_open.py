@@ -257,3 +257,14 @@ def test_the_first_tensor_of_a_large_file_is_there_at_once(tmp_path: Path) -> No
         assert late == []
         took.append(float(seconds))
     assert min(took) < 0.2  # of processor time; a tenth of that where nothing else runs
+
+
+@pytest.mark.parametrize("key", [b'"safepoint":', b'"safepoint.digest":'])
+def test_a_model_file_with_a_damaged_key_is_not_taken_for_a_strangers(key: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_model_file(path, StateTree({"w": Tensor.of(np.ones(3))}), structure={}, format="keras")
+    data = path.read_bytes()
+    assert data.count(key) == 1
+    path.write_bytes(data.replace(key, key.replace(b"safe", b"sale")))
+    with pytest.raises(safepoint.CorruptionError, match="is damaged"):
+        safepoint.open(path)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.torture.report import Report, Row, Torture, write_report
@@ -17,8 +18,8 @@ _report = pytest.StashKey[Report]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.option.seed:  # handed on to the processes of pytest-xdist
-        config.option.seed = random.randrange(1, 1 << 32)
+    handed_on = getattr(config, "workerinput", {}).get("torture seed", 0)
+    config.option.seed = handed_on or config.option.seed or random.randrange(1, 1 << 32)
     config.stash[_report] = Report(seed=config.option.seed, scale=config.option.scale)
     config.pluginmanager.register(Gather(config.stash[_report]), "torture")
 
@@ -28,6 +29,11 @@ class Gather:
 
     def __init__(self, report: Report) -> None:
         self.report = report
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Of pytest-xdist: its processes throw the same dice."""
+        node.workerinput["torture seed"] = self.report.seed
 
     def pytest_report_header(self) -> str:
         return f"torture: --seed {self.report.seed} --scale {self.report.scale:g}"

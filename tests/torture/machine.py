@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from safepoint.store.files import sync_folder
+
 _CAP_SYS_ADMIN = 21
 
 
@@ -74,6 +76,11 @@ class RealDisk:
         """Start again, as after a power cut: the journal is replayed."""
         self.unmount()
         self.mount()
+
+    def remove(self, folder: Path) -> None:
+        """Delete a folder for good: what is not on the disk yet when the power is cut again would be back."""
+        shutil.rmtree(folder, ignore_errors=True)
+        sync_folder(folder.parent)
 
 
 _SHUTDOWN = (2 << 30) | (4 << 16) | (ord("X") << 8) | 125

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.crash.scenario import tree_of
+from tests.crash.scenario import check_all, tree_of
 from tests.torture.life import Known, acknowledge, check_survival, collect, compact, prune, sign, tag
 from tests.torture.machine import give_up, may_mount
 from tests.torture.report import Torture
 
 import safepoint
+from safepoint.api.importing import carry_out, plan
 from safepoint.errors import StoreError
 from safepoint.repository import Repository, read_model_file, write_model_file
 from safepoint.store import LocalStore
@@ -138,6 +139,31 @@ def model_file_on_a_full_disk(place: Path) -> None:
         write_model_file(path, tree_of({"w": np.zeros(4 << 20, np.uint8)}), structure={}, format="test")
     assert read_model_file(path).load().leaves["w"].numpy().tolist() == [0, 1, 2]
     assert [entry.name for entry in place.iterdir() if entry.name.startswith(TEMPORARY)] == []
+
+
+def test_an_import_on_a_full_disk_keeps_what_fitted(torture: Torture, disk: Path) -> None:
+    """What was imported is whole; with room, the same command goes on."""
+    checkpoints = 10
+    for step in range(checkpoints):
+        write_model_file(disk / "old" / f"step-{step}.safetensors", tree_of(content(step)), structure={}, format="test")
+    budget = torture.budget(4, 64)
+    for number in range(budget):
+        size = torture.rng.randrange(120, 1300) * KIB
+        with small_disk(disk / f"disk-{number}", size) as place:
+            root, known = place / "run", Known()
+            with pytest.raises(StoreError) as refused:
+                carry_out(plan([str(disk / "old")], str(root)))
+            assert refused.value.errno == errno.ENOSPC
+            assert list(root.rglob(f"{TEMPORARY}*")) == []
+            there = Repository(root).snapshots if Repository(root).exists else []
+            assert [snapshot.step for snapshot in there] == list(range(len(there)))
+            subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
+            carry_out(plan([str(disk / "old")], str(root)))
+            for snapshot in Repository(root).snapshots:
+                known.content[snapshot.number] = {f"model/{name}": x for name, x in content(snapshot.step).items()}
+            assert len(known.content) == checkpoints
+            check_all(Repository(root), Repository(root).history()[0], known)
+    torture.record("Full disk", budget, "import: tmpfs of as many sizes")
 
 
 def test_a_program_that_truncates_first_is_caught(torture: Torture, disk: Path) -> None:

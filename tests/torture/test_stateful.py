@@ -322,7 +322,7 @@ def run(machine: type[Life], torture: Torture, examples: int) -> None:
 
 def test_a_repository_is_a_list_of_contents(torture: Torture) -> None:
     steps_done[0] = 0
-    run(Life, torture, torture.budget(6, 5_000))
+    run(Life, torture, torture.budget(6, 5_800))
     torture.record("Stateful model", steps_done[0], "steps of hypothesis: save, background, tag, prune, die, damage, …")
 
 

@@ -13,7 +13,7 @@ from safepoint import formats
 from safepoint.api.references import split_reference
 from safepoint.errors import CorruptionError, NotFoundError, UnsupportedError
 from safepoint.formats import Contents
-from safepoint.repository import MODEL_DOCUMENT, ModelFile, Progress, Repository, read_model_file
+from safepoint.repository import ModelFile, Progress, Repository, is_model_header, read_model_file
 from safepoint.tree import Branch, StateTree, Tensor
 
 Found: TypeAlias = "tuple[Repository, str | int] | ModelFile | Contents"
@@ -47,7 +47,7 @@ def locate(source: str | os.PathLike[str] | Repository, at: str | int = "latest"
         raise NotFoundError(f"{path} has no snapshots", hint=f"leave @{reference or at} away")
     try:
         contents = formats.read(path)
-        if contents.kind == "safetensors" and MODEL_DOCUMENT in contents.metadata.get("metadata", {}):
+        if contents.kind == "safetensors" and is_model_header(contents.metadata.get("metadata", {})):
             contents.close()
             return read_model_file(contents.location)
     except CorruptionError as error:

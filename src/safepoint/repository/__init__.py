@@ -6,7 +6,7 @@ from safepoint.repository.config import decode_config, encode_config
 from safepoint.repository.derived import Derived
 from safepoint.repository.history import Mode, Snapshot, direction, first_metric, lineage, ranked
 from safepoint.repository.manifest import Manifest
-from safepoint.repository.model_file import MODEL_DOCUMENT, ModelFile, read_model_file, write_model_file
+from safepoint.repository.model_file import ModelFile, is_model_header, read_model_file, write_model_file
 from safepoint.repository.read import Verify, staging
 from safepoint.repository.repair import Repair
 from safepoint.repository.repository import Repository, Retention
@@ -16,7 +16,6 @@ from safepoint.repository.verify import Verification
 from safepoint.repository.workers import Workers
 
 __all__ = [
-    "MODEL_DOCUMENT",
     "Compaction",
     "Damage",
     "Derived",
@@ -39,6 +38,7 @@ __all__ = [
     "direction",
     "encode_config",
     "first_metric",
+    "is_model_header",
     "lineage",
     "ranked",
     "read_model_file",

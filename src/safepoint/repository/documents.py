@@ -5,8 +5,9 @@ Invariant: a document that is returned is whole, of this repository and of the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from itertools import chain, islice, pairwise
 from typing import final
 
 from safepoint.codec import digest
@@ -40,6 +41,8 @@ from safepoint.repository.stored import Stored
 from safepoint.repository.views import view
 from safepoint.store import Store
 
+_MOST_GAPS = 100  # told of at once: a stray name may be a large number
+
 
 @final
 class Documents:
@@ -51,6 +54,10 @@ class Documents:
         self.derived = Derived(store)
         self._id: str | None = None
         self._newest: int | None = None
+        # What was listed last, and what it means: names are only ever added, most of them at the end. Replaced as a
+        # whole, so that threads do not see halves.
+        self._numbers: tuple[list[str], list[int]] = ([], [])
+        self._newest_marks: tuple[list[str], dict[int, int]] = ([], {})
         self._snapshots: dict[int, SnapshotDocument] = {}
         self._marks: dict[tuple[int, int], MarkDocument] = {}
         self._views: dict[tuple[int, int], Snapshot] = {}
@@ -80,7 +87,13 @@ class Documents:
 
     def numbers(self) -> list[int]:
         """Of all committed snapshots, pruned ones included, in order."""
-        return sorted(n for name in self.store.list("snapshots") if (n := snapshot_number(name)) is not None)
+        names = self.store.list("snapshots")
+        known, numbers = self._numbers
+        start = len(known) if names[: len(known)] == known else 0
+        new = [number for name in names[start:] if (number := snapshot_number(name)) is not None]
+        numbers = sorted([*numbers, *new] if start else new)
+        self._numbers = names, numbers
+        return numbers.copy()
 
     def newest(self) -> int | None:
         """The highest of them. Numbers have no gaps, so from one that is known the names after it tell.
@@ -96,11 +109,15 @@ class Documents:
 
     def newest_marks(self) -> dict[int, int]:
         """Number of the snapshot → k of its newest mark."""
-        newest: dict[int, int] = {}
-        for found in map(mark_numbers, self.store.list("marks")):
-            if found is not None and newest.get(found[0], -1) < found[1]:
-                newest[found[0]] = found[1]
-        return newest
+        names = self.store.list("marks")
+        known, marks = self._newest_marks
+        start = len(known) if names[: len(known)] == known else 0
+        marks = marks.copy() if start else {}
+        for found in map(mark_numbers, names[start:]):
+            if found is not None and marks.get(found[0], -1) < found[1]:
+                marks[found[0]] = found[1]
+        self._newest_marks = names, marks
+        return marks.copy()
 
     def snapshot(self, number: int) -> SnapshotDocument:
         """A committed snapshot.
@@ -113,7 +130,7 @@ class Documents:
             try:
                 document = self._read(file, SnapshotDocument)
             except NotFoundError:
-                raise CorruptionError(f"{file} is missing", file=file, expected=file, found="no such file") from None
+                raise _lost(file) from None
             _check_belongs(file, document, (self.id, number))
             self._snapshots[number] = document
         return self._snapshots[number]
@@ -129,7 +146,7 @@ class Documents:
             try:
                 document = self._read(file, MarkDocument)
             except NotFoundError:
-                raise CorruptionError(f"{file} is missing", file=file, expected=file, found="no such file") from None
+                raise _lost(file) from None
             _check_belongs(file, document, (self.id, number))
             if document.k != k:
                 raise CorruptionError(f"{file} belongs elsewhere", file=file, expected=k, found=document.k)
@@ -142,34 +159,28 @@ class Documents:
             self._views[number, k] = view(self.snapshot(number), self.mark(number, k) if k >= 0 else None)
         return self._views[number, k]
 
-    def history(self) -> tuple[dict[int, Snapshot], dict[int, CorruptionError]]:
-        """Every readable snapshot by number, pruned ones included, and what is wrong with the others."""
+    def history(self, *, gaps: bool = False) -> tuple[dict[int, Snapshot], dict[int, CorruptionError]]:
+        """Every readable snapshot by number, pruned ones included, and what is wrong with the others.
+
+        Args:
+            gaps: also tell of numbers that were committed, as later ones show, and have no file now; the first of them.
+        """
         _ = self.id
         marks = self.newest_marks()
         snapshots: dict[int, Snapshot] = {}
         damaged: dict[int, CorruptionError] = {}
-        for number in self.numbers():
+        numbers = self.numbers()
+        for number in numbers:
+            k = marks.get(number, -1)
             try:
-                snapshots[number] = self.view(number, marks.get(number, -1))
+                snapshots[number] = self._views.get((number, k)) or self.view(number, k)
             except CorruptionError as error:
                 if not self._is_given_up(number, marks):
                     damaged[number] = error
+        if gaps and numbers and len(numbers) <= numbers[-1]:
+            lost = (n for n in _gaps(numbers) if not self._is_given_up(n, marks))
+            damaged.update((n, _lost(snapshot_file(n))) for n in islice(lost, _MOST_GAPS))
         return snapshots, damaged
-
-    def missing(self, *, at_most: int = 100) -> dict[int, CorruptionError]:
-        """Numbers that were committed, as later ones show, and have no file now; the first of them."""
-        found: dict[int, CorruptionError] = {}
-        marks = self.newest_marks()
-        start = 0
-        for number in self.numbers():
-            for gap in range(start, number):
-                if len(found) == at_most:
-                    return found
-                if not self._is_given_up(gap, marks):
-                    file = snapshot_file(gap)
-                    found[gap] = CorruptionError(f"{file} is missing", file=file, expected=file, found="no such file")
-            start = number + 1
-        return found
 
     def manifest(self, reference: ManifestReference, *, number: int) -> Manifest:
         """What snapshot `number` contains, its digest checked. The last one is kept.
@@ -227,6 +238,15 @@ class Documents:
 
     def _read(self, file: str, kind: type[T]) -> T:
         return decode_sealed(self.store.read(file, at_most=MAX_DOCUMENT_BYTES), kind, file=file)
+
+
+def _gaps(numbers: list[int]) -> Iterator[int]:
+    """The numbers between those of a sorted list, and before it."""
+    return chain.from_iterable(range(before + 1, after) for before, after in pairwise([-1, *numbers]))
+
+
+def _lost(file: str) -> CorruptionError:
+    return CorruptionError(f"{file} is missing", file=file, expected=file, found="no such file")
 
 
 def _check_belongs(file: str, document: SnapshotDocument | MarkDocument, expected: tuple[str, int]) -> None:

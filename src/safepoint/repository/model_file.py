@@ -151,6 +151,11 @@ def write_model_file(
     write_pack(lambda: replace_file(target), tree.tensors, entry_name=_entry_name, metadata=metadata, progress=progress)
 
 
+def is_model_header(metadata: Mapping[str, str]) -> bool:
+    """Whether `__metadata__` of a safetensors file is that of a whole model, one of its two keys damaged perhaps."""
+    return MODEL_DOCUMENT in metadata or _DIGEST in metadata
+
+
 def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
     """Open a whole-model file: reads and checks its header, no tensor.
 
@@ -161,15 +166,14 @@ def read_model_file(path: str | os.PathLike[str]) -> ModelFile:
     """
     name = os.fspath(path)
     header = _read_header(name)
-    text = header.metadata.get(MODEL_DOCUMENT)
-    if text is None:
+    if not is_model_header(header.metadata):
         raise UnsupportedError(
             f"{name} holds tensors but no model",
             expected="a file that safepoint.save_model wrote",
             found="a safetensors file without structure",
             hint="build the model, and safepoint.Checkpoint(model=model).restore(path) puts them into it",
         )
-    data = text.encode()
+    data = header.metadata.get(MODEL_DOCUMENT, "").encode()
     if header.metadata.get(_DIGEST) != digest(data):
         raise CorruptionError(f"{name} is damaged", file=name, expected="a header that fits its digest")
     document = decode(data, ModelDocument, file=name)

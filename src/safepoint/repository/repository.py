@@ -311,7 +311,7 @@ class Repository:
         Raises:
             NotFoundError: it is none of the damaged ones; a readable one is deleted.
         """
-        damaged = self.history()[1] | self._documents.missing()
+        _, damaged = self._documents.history(gaps=True)
         if number not in damaged:
             raise NotFoundError(f"snapshot {number} of {self.location} is not damaged", hint=f"delete id:{number}")
         abandon(self._documents, number, clock=self._clock)
@@ -355,8 +355,8 @@ class Repository:
         _ = self.id
         check_features(self._store)
         with self._store.lock(exclusive=True, wait=False):
-            snapshots, damaged = self.history()
-            for number, error in (damaged | self._documents.missing()).items():
+            snapshots, damaged = self._documents.history(gaps=True)
+            for number, error in damaged.items():
                 raise CorruptionError(
                     f"nothing was deleted: {error.message}",
                     file=error.file,
@@ -414,8 +414,8 @@ class Repository:
         """
         check_features(self._store)
         with self.reading():
-            snapshots, damaged = self.history()
-            return repair(self._documents, snapshots, damaged | self._documents.missing(), progress)
+            snapshots, damaged = self._documents.history(gaps=True)
+            return repair(self._documents, snapshots, damaged, progress)
 
     def heal(self, snapshot: Snapshot, tensors: Iterable[Tensor]) -> bool:
         """Write damaged blocks of a snapshot again from live tensors that hold the same bytes: a frozen backbone does.
@@ -449,10 +449,9 @@ class Repository:
         if sample is not None and not 0 < sample <= 1:
             raise UnsupportedError(f"sample={sample!r}", expected="a part of the whole: above 0, at most 1")
         with self.reading():
-            snapshots, damaged = self.history()
+            snapshots, damaged = self._documents.history(gaps=reference is None)
             if reference is None:
                 chosen = [snapshot for snapshot in snapshots.values() if not snapshot.pruned]
-                damaged |= self._documents.missing()
             else:
                 try:
                     chosen, damaged = [self.resolve(reference)], {}
