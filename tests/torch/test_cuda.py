@@ -127,6 +127,8 @@ def test_a_late_copy_has_begun_when_save_returns_and_is_waited_for_elsewhere(dev
     weight = torch.full((300_000,), 3.0)
     staged = Staging().copy(tree(weight), later={"0"})
     assert "copy" in device.log
+    assert not staged.done.done()
+    staged.go_on()
     staged.done.result(10)
     assert (staged.tree.tensors["0"].numpy() == 3).all()
 

@@ -48,8 +48,8 @@ def test_a_background_save_holds_the_bytes_of_its_call(framework: str, torture: 
 
 def copy_nothing(self: Staging, tree: Any, **_: Any) -> Staged:
     """Staging as a program that hands live memory to its background thread."""
-    done = COPY(self, tree.map_tensors(lambda name, tensor: tensor)).done
-    return Staged(tree, done)
+    copied = COPY(self, tree.map_tensors(lambda name, tensor: tensor))
+    return Staged(tree, copied.done, copied.go_on)
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch", "tensorflow", "keras"])

@@ -249,6 +249,7 @@ class CheckpointManager:
                 Snapshot.expected(step, datetime.now(UTC), numbers),
                 staged.done,
             )
+            staged.go_on()
             if self.should_stop:
                 self.wait()  # whoever sent the signal will not wait for long
             return handle

@@ -76,7 +76,7 @@ class Overlap:
         if not self._is_on:
             return staged
         checked: Future[None] = Future()
-        watched = Staged(staged.tree, checked)
+        watched = Staged(staged.tree, checked, staged.go_on)
         with self._mutex:
             self._staged, changed = watched, dict(self._versions)
 

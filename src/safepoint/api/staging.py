@@ -35,10 +35,12 @@ class Staged:
     Attributes:
         tree: its leaves hold the copy's bytes as soon as `done` is.
         done: when the last byte was copied; what may change before that is what the caller said.
+        go_on: begins to copy what may come later; to be called once, when nothing else has to be done in a hurry.
     """
 
     tree: StateTree
     done: Future[None]
+    go_on: Callable[[], None]
 
 
 @final
@@ -71,8 +73,8 @@ class Staging:
         Args:
             tree: live state.
             hold: keep tensors whose bytes never change as they are instead of copying them.
-            later: names whose copy may go on after this returns, in the order of the tree: the caller holds off
-                whoever would change them until `done`.
+            later: names whose copy may come after this returns, in the order of the tree: the caller holds off
+                whoever would change them until `done`, and calls `go_on`.
         """
         self._settle()
         held = frozenset(name for name, tensor in tree.tensors.items() if hold and tensor.frozen)
@@ -107,10 +109,9 @@ class Staging:
         _copy(*_begin(copies))
         done: Future[None] = Future()
         if later_waits or delayed:
-            threading.Thread(target=_copy_into, args=(done, later_waits, delayed), name="safepoint-overlap").start()
-        else:
-            done.set_result(None)
-        return Staged(staged_tree, done)
+            return Staged(staged_tree, done, lambda: _copy_beside(done, later_waits, delayed))
+        done.set_result(None)
+        return Staged(staged_tree, done, lambda: None)
 
     def free(self) -> None:
         """Give the memory back; the next copy gets new."""
@@ -150,6 +151,18 @@ def _copy(waits: Iterable[Callable[[], None]], copies: Iterable[_Copy]) -> None:
                 future.result()
     for wait in waits:
         wait()
+
+
+def _copy_beside(done: Future[None], waits: Iterable[Callable[[], None]], copies: Iterable[_Copy]) -> None:
+    """Copy in another thread; returns before that begins, which would take the interpreter for 5 ms at a time."""
+    gate = threading.Event()
+
+    def work() -> None:
+        gate.wait()
+        _copy_into(done, waits, copies)
+
+    threading.Thread(target=work, name="safepoint-overlap").start()
+    gate.set()
 
 
 def _copy_into(done: Future[None], waits: Iterable[Callable[[], None]], copies: Iterable[_Copy]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from operator import attrgetter
 
 from safepoint.codec import BLOCK_BYTES, CHECKSUM_LENGTH, DIGEST_LENGTH, Entry, build_header, cut
 from safepoint.repository.stored import Block, Stored
@@ -19,8 +20,9 @@ EntryName = Callable[[str], str]
 """Name of a tensor → its key in the header."""
 
 _LARGEST_OFFSET = 10**19  # twenty digits, more than any file
-_ENTRY_BYTES = 2 * len(str(_LARGEST_OFFSET)) + 56  # of an entry, but for its name and shape
-_AS_IT_IS = re.compile(r"[\w./ :-]*", re.ASCII)  # names that JSON does not escape
+# At least the length of `:{"dtype":"F8_E4M3","shape":[],"data_offsets":[a,b]},`: an entry but for its name and shape.
+_ENTRY_BYTES = 2 * len(str(_LARGEST_OFFSET)) + 56
+_AS_IT_IS = re.compile(r"[\w./ :-]*", re.ASCII).fullmatch  # names that JSON does not escape
 _BLOCK_ENTRY_BYTES = DIGEST_LENGTH + 160  # the longest entry of one block
 
 
@@ -37,12 +39,13 @@ def entries_of(stored: Iterable[Stored], *, pack: str, data_start: int, entry_na
     covered: set[int] = set()
     for tensor in stored:
         new = [block for block in tensor.blocks if block.pack == pack and block.offset not in covered]
-        covered.update(block.offset for block in new)
-        dtype = DTYPES[tensor.spec.dtype].safetensors
+        covered.update([block.offset for block in new])
+        spec = tensor.spec
+        dtype = DTYPES[spec.dtype].safetensors
         if dtype and len(new) == len(tensor.blocks) and _is_public(tensor.name) and _is_one_stretch(new):
             start = new[0].offset - data_start if new else 0
             name = entry_name(tensor.name)
-            entries[name] = Entry(name, dtype, tensor.spec.shape, start, start + tensor.spec.num_bytes)
+            entries[name] = Entry(name, dtype, spec.shape, start, start + spec.num_bytes)
             continue
         for block in new:
             name = f"{RESERVED_PREFIX}{block.digest}"
@@ -50,7 +53,7 @@ def entries_of(stored: Iterable[Stored], *, pack: str, data_start: int, entry_na
                 name += f"/{len(entries)}"
             start = block.offset - data_start
             entries[name] = Entry(name, "U8", (block.length,), start, start + block.length)
-    return sorted(entries.values(), key=lambda entry: (entry.start, entry.stop))
+    return sorted(entries.values(), key=attrgetter("start", "stop"))
 
 
 def measure_header(tensors: Mapping[str, Tensor], metadata: Metadata | None, entry_name: EntryName) -> int:
@@ -58,16 +61,21 @@ def measure_header(tensors: Mapping[str, Tensor], metadata: Metadata | None, ent
     size = 4 << 10
     for name, tensor in tensors.items():
         num_blocks = -(-tensor.spec.num_bytes // BLOCK_BYTES)
-        size += max(_entry_bytes(entry_name(name), tensor.spec), num_blocks * _BLOCK_ENTRY_BYTES)
+        entry_bytes = _key_bytes(entry_name(name)) + _shape_bytes(tensor.spec) + _ENTRY_BYTES
+        size += max(entry_bytes, num_blocks * _BLOCK_ENTRY_BYTES)
     if metadata is not None:
         size += len(build_header([], metadata(_placeholders(tensors), 0)))
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _entry_bytes(name: str, spec: TensorSpec) -> int:
-    """At least the length of an entry `"name":{"dtype":"F8_E4M3","shape":[...],"data_offsets":[a,b]},`."""
-    key = len(name) + 2 if _AS_IT_IS.fullmatch(name) else len(json.dumps(name))
-    return key + len(str(spec.shape)) + _ENTRY_BYTES
+def _key_bytes(name: str) -> int:
+    """The length of a name in JSON, in quotes."""
+    return len(name) + 2 if _AS_IT_IS(name) else len(json.dumps(name))
+
+
+def _shape_bytes(spec: TensorSpec) -> int:
+    """At least the length of a shape in JSON: no size is larger than their product, unless that is zero."""
+    return len(spec.shape) * (len(str(spec.num_elements)) + 1) if spec.num_elements else len(str(spec.shape))
 
 
 def _placeholders(tensors: Mapping[str, Tensor]) -> Mapping[str, Stored]:
@@ -87,6 +95,8 @@ def _is_public(name: str) -> bool:
 
 
 def _is_one_stretch(blocks: Collection[Block]) -> bool:
+    if len(blocks) < 2:  # nearly always, and quick
+        return True
     end = None
     for block in blocks:
         if end not in {None, block.offset}:

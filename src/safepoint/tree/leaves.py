@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from safepoint.errors import UnsupportedError
 from safepoint.tree.dtypes import DTYPES, dtype_name, dtype_of
 
+_set = msgspec.structs.force_setattr
+
 Bytes: TypeAlias = NDArray[np.uint8]
 Value: TypeAlias = bool | int | float | complex | str | bytes | None
 
@@ -26,22 +28,22 @@ class TensorSpec(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         shape: elements along each axis, outermost first; `()` for a scalar.
         dtype: a key of `DTYPES`.
+        num_elements: that the shape makes.
+        num_bytes: of those.
     """
 
     shape: tuple[int, ...]
     dtype: str
+    num_elements: int = -1  # worked out once: a save asks each tensor five times
+    num_bytes: int = -1
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        dtype = DTYPES.get(self.dtype)
+        if dtype is None:
             raise UnsupportedError(f"unknown dtype {self.dtype!r}")
-
-    @property
-    def num_elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_elements * DTYPES[self.dtype].itemsize
+        num_elements = math.prod(self.shape)
+        _set(self, "num_elements", num_elements)
+        _set(self, "num_bytes", num_elements * dtype.itemsize)
 
     def __str__(self) -> str:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"

@@ -174,7 +174,7 @@ def _is_dense(tensor: Any) -> bool:
 
 def _numpy_bytes(tensor: Any) -> Bytes:
     """The memory of a dense tensor whose dtype NumPy has: half the time that the way over its storage takes."""
-    view: Bytes = tensor.detach().numpy().reshape(-1).view(np.uint8)
+    view: Bytes = (tensor.detach() if tensor.requires_grad else tensor).numpy().reshape(-1).view(np.uint8)
     return view
 
 
