@@ -118,7 +118,7 @@ class Unpickler:
                     self._refuse(code)
                 else:
                     step()
-            (value,) = self._stack
+            (value,) = self._values(self._stack, 1)
         except (IndexError, ValueError, TypeError, struct.error, AttributeError, OverflowError) as error:
             raise self._damaged(error) from error
         return value

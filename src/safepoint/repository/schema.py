@@ -5,12 +5,11 @@ Invariant: fields are only ever added, with defaults; order that means something
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from safepoint.codec import seal, unseal
+from safepoint.codec import parse_json, seal, unseal
 from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.limits import MAX_DOCUMENT_BYTES
 
@@ -272,18 +271,11 @@ def decode_sealed(data: bytes, kind: type[T], *, file: str) -> T:
     """The document under the seal of `data`; raises as `decode` and `unseal`."""
     body = unseal(data, file=file)
     try:
-        # Two readers could disagree on a key that stands twice. Text: from bytes `json` would guess an encoding.
-        json.loads(body.decode(), object_pairs_hook=_unique)
+        # Two readers could disagree on a key that stands twice.
+        parse_json(body)
     except (ValueError, RecursionError) as error:
         raise CorruptionError(f"{file} is damaged", file=file, expected="JSON", found=error) from error
     return decode(body, kind, file=file)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key stands twice")
-    return table
 
 
 class _Version(msgspec.Struct, frozen=True):
