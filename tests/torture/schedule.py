@@ -26,10 +26,10 @@ class Schedule:
         self.rng = rng
         self.trace: list[str] = []
         self.by_priority = rng.random() < 0.5
-        self._current = -1
+        self._priorities: list[int] = []
         self._threads: dict[int, int] = {}  # thread → task
-        self._baton = threading.Semaphore(0)
-        self._turns: list[threading.Semaphore] = []
+        self._turns: list[threading.Lock] = []  # each held, but for an instant, when its task's turn comes
+        self._over = _held()
         self._ready: list[Callable[[], bool] | None] = []
         self._errors: list[BaseException] = []
 
@@ -39,24 +39,18 @@ class Schedule:
         Raises:
             BaseException: what a task raised.
         """
-        self._turns = [threading.Semaphore(0) for _ in tasks]
+        self._turns = [_held() for _ in tasks]
         self._ready = [lambda: True for _ in tasks]
-        threads = [threading.Thread(target=self._live, args=(n, task)) for n, task in enumerate(tasks)]
+        self._priorities = self.rng.sample(range(len(tasks)), len(tasks))
+        threads = [threading.Thread(target=self._live, args=(n, task), daemon=True) for n, task in enumerate(tasks)]
         for thread in threads:
             thread.start()
-        priorities = self.rng.sample(range(len(tasks)), len(tasks))
-        while any(ready is not None for ready in self._ready):
-            able = [n for n, ready in enumerate(self._ready) if ready is not None and ready()]
-            assert able, f"all wait for each other: {self.trace[-20:]}"
-            if self.rng.random() < 0.1:
-                self.rng.shuffle(priorities)
-            self._current = max(able, key=priorities.__getitem__) if self.by_priority else self.rng.choice(able)
-            self._turns[self._current].release()
-            self._baton.acquire()
-        for thread in threads:
-            thread.join()
+        self._hand_on(None)
+        self._over.acquire()
         for error in self._errors:
             raise error
+        for thread in threads:
+            thread.join()
 
     def pause(self, what: str, ready: Callable[[], bool] = lambda: True) -> None:
         """Let others run before `what`, at least until `ready()`; a thread that is no task just goes on."""
@@ -64,9 +58,24 @@ class Schedule:
         if task is None:
             return
         self._ready[task] = ready
-        self._baton.release()
-        self._turns[task].acquire()
+        if self._hand_on(task) != task:
+            self._turns[task].acquire()
         self.trace.append(f"{task}: {what}")
+
+    def _hand_on(self, current: int | None) -> int | None:
+        """Throw dice about who is next, and let him run; who throws may be it himself, and then just goes on."""
+        able = [n for n, ready in enumerate(self._ready) if ready is not None and ready()]
+        if not able:
+            if any(ready is not None for ready in self._ready):
+                self._errors.append(AssertionError(f"all wait for each other: {self.trace[-20:]}"))
+            self._over.release()
+            return None
+        if self.rng.random() < 0.1:
+            self.rng.shuffle(self._priorities)
+        chosen = max(able, key=self._priorities.__getitem__) if self.by_priority else self.rng.choice(able)
+        if chosen != current:
+            self._turns[chosen].release()
+        return chosen
 
     def _live(self, number: int, task: Task) -> None:
         self._threads[threading.get_ident()] = number
@@ -77,7 +86,13 @@ class Schedule:
             self._errors.append(error)
         self._ready[number] = None
         del self._threads[threading.get_ident()]
-        self._baton.release()
+        self._hand_on(None)
+
+
+def _held() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 class ScheduledStore:
