@@ -137,7 +137,7 @@ def check_told(root: Path, told: dict[int, list[int]]) -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "ext4", "xfs"])
 def test_writers_a_collector_and_readers_at_once_lose_nothing(kind: str, torture: Torture, disk: Path) -> None:
-    writers, count = (8, 5) if torture.is_short else (32, torture.budget(5, 100))
+    writers, count = (8, 20) if torture.is_short else (32, torture.budget(5, 100))
     with contextlib.ExitStack() as stack:
         place = disk if kind == "memory" else stack.enter_context(real_disk(kind, disk)).place
         seen = all_at_once(place, writers, count, pause=writers / 4)

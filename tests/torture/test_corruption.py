@@ -134,7 +134,7 @@ def test_no_damage_of_a_document_is_silent_or_unnamed(torture: Torture) -> None:
         if not file.startswith("packs/")
         for what, changed in every_change(data)
     ]
-    chosen = changes if torture.report.scale >= 0.5 else torture.rng.sample(changes, torture.budget(800, 40_000))
+    chosen = changes if torture.report.scale >= 0.5 else torture.rng.sample(changes, torture.budget(4_000, 40_000))
     for file, what, changed in chosen:
         verdict = judge(store, file, changed, contents)
         assert verdict == Verdict(), f"{what} of {file}: {torture.replay}"
@@ -146,7 +146,7 @@ def test_no_damage_of_a_pack_is_silent_or_unnamed(torture: Torture) -> None:
     store, contents = small_repository(), contents_of_small()
     packs = [name for name in store.files if name.startswith("packs/")]
     tried = 0
-    while tried < torture.budget(800, 60_000):
+    while tried < torture.budget(3_000, 60_000):
         file = torture.rng.choice(packs)
         data = bytearray(store.files[file])
         if what := random_change(torture.rng)(data):
@@ -164,7 +164,7 @@ def test_no_damage_of_a_model_file_is_silent_or_unnamed(torture: Torture, disk: 
     whole = path.read_bytes()
     expected = content()
     tried = 0
-    while tried < torture.budget(800, 40_000):
+    while tried < torture.budget(3_000, 40_000):
         data = bytearray(whole)
         what = random_change(torture.rng)(data)
         if not what:

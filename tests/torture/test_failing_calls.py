@@ -83,7 +83,7 @@ def notice(root: Path, known: Known) -> None:
 def test_any_call_may_fail_in_any_way_once_or_for_ever(torture: Torture, disk: Path) -> None:
     count = number_of_calls(disk)
     cases = list(itertools.product(range(count), KINDS, (False, True)))
-    budget = torture.budget(60, 5_000)
+    budget = torture.budget(500, 5_000)
     chosen = cases if budget >= len(cases) else torture.rng.sample(cases, budget)
     for at, kind, lasting in chosen:
         root = disk / f"{at}-{kind}-{lasting}"

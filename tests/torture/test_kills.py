@@ -80,7 +80,7 @@ def killed_at(place: Path, story: Chapters, at: int) -> Child:
 
 
 def test_killed_at_any_call_that_writes(torture: Torture, disk: Path) -> None:
-    budget = torture.budget(50, 2_000)
+    budget = torture.budget(170, 2_000)
     kills = 0
     for number, steps in enumerate(lives(torture.rng)):
         story = chapters(disk / f"told-{number}", steps)
@@ -166,7 +166,7 @@ def calls_of(place: Path, log: Path, story: Chapters) -> collections.Counter[str
 
 def test_killed_at_any_system_call_that_writes(torture: Torture, disk: Path) -> None:
     need("strace")
-    budget = torture.budget(20, 2_000)
+    budget = torture.budget(30, 2_000)
     kills = 0
     names: set[str] = set()
     for number, steps in enumerate(lives(torture.rng)):
@@ -245,7 +245,7 @@ def start(root: Path, first: int) -> list[Child]:
 
 
 def test_writers_and_a_collector_killed_at_random_lose_nothing(torture: Torture, disk: Path) -> None:
-    budget = torture.budget(18, 500)
+    budget = torture.budget(30, 500)
     kills = saves = 0
     told: dict[int, int] = {}
     root = disk / "run-0"

@@ -41,7 +41,7 @@ def save_and_change(live: Live, place: Path, rounds: int) -> int:
 
 @pytest.mark.parametrize("framework", MAKERS)
 def test_a_background_save_holds_the_bytes_of_its_call(framework: str, torture: Torture, disk: Path) -> None:
-    rounds = torture.budget(10, 1_000)
+    rounds = torture.budget(20, 1_000)
     assert save_and_change(MAKERS[framework](), disk / "run", rounds) == 0, torture.replay
     torture.record("Changed right after a background save", rounds, f"{framework}: bytes on disk are those at the call")
 

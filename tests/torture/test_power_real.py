@@ -70,7 +70,7 @@ def cut_once(disk: RealDisk, story: Chapters, at: int, *, journal: bool) -> None
 
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 def test_a_power_cut_at_any_call_loses_nothing_acknowledged(kind: str, torture: Torture, disk: Path) -> None:
-    budget = torture.budget(6, 1_000)
+    budget = torture.budget(60, 1_000)
     cuts = lives = 0
     with real_disk(kind, disk) as real:
         steps: list[Step] = LIFE
@@ -97,7 +97,7 @@ def test_a_power_cut_at_any_call_loses_nothing_acknowledged(kind: str, torture: 
 
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 def test_a_power_cut_leaves_the_old_model_file_or_the_new(kind: str, torture: Torture, disk: Path) -> None:
-    budget = torture.budget(2, 100)
+    budget = torture.budget(15, 100)
 
     def work(path: Path) -> Callable[[Say], None]:
         def run(say: Say) -> None:

@@ -86,7 +86,7 @@ def lives(torture: Torture) -> Iterator[list[Step]]:
 
 
 def test_whatever_a_power_cut_leaves_has_all_that_was_acknowledged(torture: Torture, disk: Path) -> None:
-    budget = torture.budget(6_000, 200_000)
+    budget = torture.budget(10_000, 200_000)
     tried, lived, lived_on = 0, 0, 0
     different: set[int] = set()
     for steps in lives(torture):

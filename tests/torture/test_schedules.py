@@ -130,7 +130,7 @@ def run(rng: Random, *, locks: bool = True) -> int:
 
 
 def test_nothing_is_lost_in_any_order(torture: Torture) -> None:
-    budget = torture.budget(200, 100_000)
+    budget = torture.budget(5_000, 100_000)
     steps = 0
     for number in range(budget):
         try:
