@@ -10,13 +10,15 @@ Whether an event is allowed is decided by who asks for it, never by a name that 
 - frameworks and users' classes may compile and run what they make themselves: the nearest frame outside the standard
   library decides;
 - pickles: never, whoever asks; sockets and, but for commands that run a user's script, other processes: only while
-  installed software is imported, some of which looks at the machine so (h5py asks `uname`, urllib3 for IPv6).
+  installed software is imported, some of which looks at the machine so (h5py asks `uname`, urllib3 for IPv6);
+- but for what a loader's own workers send it, which is `OWN_WORKERS`.
 """
 
 from __future__ import annotations
 
 import dis
-import encodings.cp437  # noqa: F401 — of names in zip files, which whoever opens the first one would import
+import encodings.cp437  # of names in zip files, which whoever opens the first one would import
+import encodings.utf_16_be  # noqa: F401 — of texts in PDFs, likewise
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -53,9 +55,13 @@ LAZY_LOADERS = {
     ("safepoint/adapters/torch/whole_model/isolation.py", "constructing"),  # torch, as `with torch.device` begins
     ("safepoint/cli/program.py", "get_command"),
     ("site-packages/_pytest/monkeypatch.py", "resolve"),
+    ("site-packages/matplotlib/backend_bases.py", "get_registered_canvas_class"),  # of the kind of file that is written
     ("site-packages/rich/_unicode_data/__init__.py", "load"),
     ("site-packages/transformers/utils/import_utils.py", "_get_module"),  # of models that it publishes: hugging_face.py
 }
+
+# Takes batches out of the queue of processes that it started, from the same code and data.
+OWN_WORKERS = ("site-packages/torch/utils/data/dataloader.py", "_try_get_data")
 
 violations: list[str] = []
 _listener: list[tuple[str, Any, str | None]] | None = None
@@ -77,6 +83,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def forbidden(event: str, arguments: tuple[Any, ...], frame: FrameType | None) -> str | None:
     """Why what a frame does is not allowed; None if it is."""
     if event.startswith(NEVER) and (event.startswith("pickle.") or not _is_import(frame, event)):
+        if event.startswith(("pickle.", "socket.")) and _is_from_own_workers(frame):
+            return None
         asker = _asker(frame)
         if event.startswith(("subprocess.", "os.posix_spawn", "os.exec")) and asker.startswith(_RUN_SCRIPTS):
             return None
@@ -137,6 +145,15 @@ def _is_import(frame: FrameType | None, event: str) -> bool:
         if outer is not None and _is_importing(frame) and not _is_importing(outer) and _may_import(outer):
             return True
         frame = outer
+    return False
+
+
+def _is_from_own_workers(frame: FrameType | None) -> bool:
+    file, function = OWN_WORKERS
+    while frame is not None:
+        if frame.f_code.co_name == function and frame.f_code.co_filename.endswith(file):
+            return True
+        frame = frame.f_back
     return False
 
 

@@ -20,6 +20,9 @@ from safepoint.api.manager import CheckpointManager
 from safepoint.cli.exactness.recorder import Recorder, watch
 from safepoint.cli.exactness.records import Plan
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests import audit
+
 
 def load(path):
     specification = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -52,6 +55,8 @@ def child(module, request, pipe):
     tell_saves(pipe)  # first: what it tells must not wait for what is recorded
     watch(Recorder(Plan(request["files"], request["records"]), Path(module.__file__)))
     module.main(**request["arguments"])
+    if audit.violations:
+        sys.exit("\n".join(["done by safepoint, or by what it called:", *audit.violations[:20]]))
 
 
 def kill_when_due(lines, process, kill):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -44,38 +41,3 @@ def assert_same(one: Any, two: Any, x: Any = X, y: Any = Y) -> None:
 def leaves(tree: Any) -> list[bytes]:
     """The arrays of a nested structure, as bytes."""
     return [np.asarray(x).tobytes() for x in keras.tree.flatten(tree)]
-
-
-_FORBIDDEN = (
-    "import",
-    "exec",
-    "compile",
-    "open",
-    "os.",
-    "subprocess.",
-    "socket.",
-    "ctypes.dlopen",
-    "marshal.",
-    "pickle.",
-)
-_events: list[str] | None = None
-
-
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _events is not None and event.startswith(_FORBIDDEN):
-        _events.append(f"{event} {arguments!r:.120}")
-
-
-@contextmanager
-def audited(*allowed: str) -> Iterator[None]:
-    """Within, nothing may be imported, executed, compiled or opened, but events that mention one of `allowed`."""
-    global _events  # noqa: PLW0603
-    if not getattr(sys, "_safepoint_audited", False):
-        sys.addaudithook(_hook)  # cannot be taken back: one for all tests
-        sys._safepoint_audited = True  # type: ignore[attr-defined]
-    _events = []
-    try:
-        yield
-    finally:
-        seen, _events = _events, None
-    assert [event for event in seen if not any(word in event for word in allowed)] == []

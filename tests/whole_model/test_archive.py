@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tests.whole_model.models import X, Y, assert_same, audited, compiled, state_of
+from tests.attacks.watching import watched
+from tests.whole_model.models import X, Y, assert_same, compiled, state_of
 from tests.whole_model.test_models import BUILDERS
 
 import safepoint
@@ -147,7 +148,7 @@ def test_a_real_lambda_layer_is_refused_and_never_runs(tmp_path):
     assert b"__lambda__" in (tmp_path / "model.keras").read_bytes()
     keras.config.enable_unsafe_deserialization()
     try:
-        with audited(str(tmp_path / "model.keras")), pytest.raises(safepoint.UntrustedError, match="Lambda"):
+        with watched(tmp_path / "model.keras"), pytest.raises(safepoint.UntrustedError, match="Lambda"):
             safepoint.load_model(tmp_path / "model.keras")
     finally:
         keras.src.backend.common.global_state.set_global_attribute("safe_mode_saving", None)
@@ -179,7 +180,7 @@ def _config(path: Path, target: Path, edit) -> Path:
 )
 def test_a_hostile_configuration_is_refused_and_nothing_runs(entry, saved, tmp_path):
     target = _config(saved[1], tmp_path / "model.keras", lambda c: c["config"]["layers"].append(entry))
-    with audited(str(target)), pytest.raises(safepoint.UntrustedError, match=str(target)):
+    with watched(target), pytest.raises(safepoint.UntrustedError, match=str(target)):
         safepoint.load_model(target)
 
 
@@ -340,7 +341,7 @@ def test_weights_that_point_elsewhere_or_are_not_there(edit, saved, tmp_path):
         del weights["layers/dense/vars/0"]
         edit(weights)
     target = _rewrite(saved[1], tmp_path / "model.keras", replace={WEIGHTS: file.getvalue()})
-    with audited(str(target)), pytest.raises(safepoint.CorruptionError, match=r"layers|groups"):
+    with watched(target), pytest.raises(safepoint.CorruptionError, match=r"layers|groups"):
         safepoint.load_model(target)
 
 

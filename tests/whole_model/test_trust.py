@@ -9,7 +9,8 @@ from typing import Any
 
 import keras
 import pytest
-from tests.whole_model.models import X, Y, assert_same, audited, compiled
+from tests.attacks.watching import watched
+from tests.whole_model.models import X, Y, assert_same, compiled
 
 import safepoint
 from safepoint.adapters.keras.whole_model.structure import build, describe
@@ -54,7 +55,7 @@ def saved(tmp_path):
 
 
 def test_a_class_nobody_allowed_is_refused_by_name_with_the_ways_to_allow_it(saved):
-    with audited(str(saved[1])), pytest.raises(safepoint.UntrustedError) as caught:
+    with watched(saved[1]), pytest.raises(safepoint.UntrustedError) as caught:
         safepoint.load_model(saved[1])
     text = str(caught.value)
     for word in ("unknown_activation", "custom_objects=", "trust=", "@safepoint.register", str(saved[1])):
@@ -220,7 +221,7 @@ def test_a_hostile_structure_is_refused_and_nothing_runs(what, unsafe):
     if unsafe:
         keras.config.enable_unsafe_deserialization()
     try:
-        with audited(), pytest.raises(safepoint.UntrustedError):
+        with watched(None), pytest.raises(safepoint.UntrustedError):
             build(structure)
     finally:
         keras.src.backend.common.global_state.set_global_attribute("safe_mode_saving", None)
@@ -237,7 +238,7 @@ def test_no_argument_of_the_caller_lifts_what_is_denied(what):
 
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_structure_is_corruption(what):
-    with audited(), pytest.raises(safepoint.CorruptionError):
+    with watched(None), pytest.raises(safepoint.CorruptionError):
         build(MALFORMED[what]())
 
 
@@ -254,7 +255,7 @@ def test_the_same_in_a_file_reads_the_file_and_nothing_else(what, tmp_path):
     good = read_model_file(path)
     safepoint.load_model(path)  # what is imported late is imported now
     write_model_file(path, good.load(), structure=HOSTILE[what](), format="keras")
-    with audited(str(path)), pytest.raises(safepoint.UntrustedError, match=str(path)):
+    with watched(path), pytest.raises(safepoint.UntrustedError, match=str(path)):
         safepoint.load_model(path)
 
 
