@@ -13,11 +13,12 @@ from tests.api.objects import Counter, Refusing, arrays, same, write_strangers_f
 import safepoint
 
 
-@pytest.fixture(params=["staged", "two passes"], autouse=True)
+@pytest.fixture(params=["staged", "two passes", "undone"], autouse=True)
 def passes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small states are staged, large ones read twice: both must keep every promise."""
-    if request.param == "two passes":
+    """Small states are staged, large ones read twice, or once from a disk: all must keep every promise."""
+    if request.param != "staged":
         monkeypatch.setattr("safepoint.api.restore._STAGED_BYTES", 0)
+        monkeypatch.setattr("safepoint.repository.Manifest.waits", lambda *_: request.param == "undone")
 
 
 @pytest.fixture

@@ -100,9 +100,11 @@ def test_a_script_that_fails_is_reported_with_its_last_words(tmp_path: Path) -> 
 
 def test_ctrl_c_ends_every_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "safepoint", "demo", "--framework", "torch", "--directory", "demo"]
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and so would the demo
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 60
     while not (tmp_path / "demo" / "run" / "safepoint.json").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -15,7 +15,7 @@ from tests.repository.trees import assert_same, load, tree_of
 
 from safepoint.errors import CorruptionError, NotFoundError, SafepointError, StoreError
 from safepoint.repository import Repository
-from safepoint.store import LocalStore, Store, aligned_buffer, replace_file
+from safepoint.store import LocalStore, MemoryStore, Store, aligned_buffer, replace_file, waits_for_disk
 from safepoint.store.files import TEMPORARY
 from safepoint.testing.store_suite import SharedStoreSuite
 
@@ -227,3 +227,19 @@ def test_a_disk_that_cannot_be_looked_at_is_a_store_error(
     ):
         with contextlib.suppress(StoreError):
             action()
+
+
+def test_whether_a_read_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    store.create("file", b"content")
+    assert not store.waits("file", 3)  # just written, so in the system's cache
+    assert not store.waits("nowhere", 0)
+    assert not waits_for_disk(MemoryStore(), "file", 0)
+
+    def would_block(*_: object) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "preadv", would_block)
+    assert waits_for_disk(store, "file", 3)
+    monkeypatch.setattr("safepoint.store.local._NO_WAIT", 0)
+    assert not store.waits("file", 3)

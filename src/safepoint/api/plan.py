@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safepoint.adapters import Adapter, Scope
 from safepoint.api.tracked import RESERVED, adapter_of, scope_of
 from safepoint.errors import MismatchError, UnsupportedError
-from safepoint.repository import Progress
+from safepoint.repository import Before, Progress
 from safepoint.tree import (
     Branch,
     Leaf,
@@ -47,9 +47,14 @@ class Source(Protocol):
         names: Iterable[str],
         *,
         into: Mapping[str, NDArray[np.uint8]] | None = None,
+        before: Before | None = None,
         progress: Progress | None = None,
     ) -> StateTree:
-        """Leaves, read and verified: into the memory given, or staged."""
+        """Leaves, read and verified: into the memory given, each part told to `before`, or staged."""
+        ...
+
+    def waits(self, names: Iterable[str]) -> bool:
+        """Whether reading tensors would wait for a disk."""
         ...
 
     def check(self, names: Iterable[str], *, progress: Progress | None = None) -> None:

@@ -20,7 +20,7 @@ from safepoint.api.plan import Source
 from safepoint.api.tracked import RANDOM, expand_all
 from safepoint.codec import decode_node, decode_value, encode_node, encode_value
 from safepoint.errors import ConflictError
-from safepoint.repository import Progress
+from safepoint.repository import Before, Progress
 from safepoint.tree import Branch, Leaf, StateTree, Tensor, TensorSpec
 
 T = TypeVar("T")
@@ -148,13 +148,18 @@ class _RankView:
         names: Iterable[str],
         *,
         into: Mapping[str, NDArray[np.uint8]] | None = None,
+        before: Before | None = None,
         progress: Progress | None = None,
     ) -> StateTree:
         """As the source's, under this process' names."""
         seen = {self._real[name]: name for name in names}
         there = {self._real[name]: memory for name, memory in (into or {}).items()}
-        loaded = self._source.load(seen, into=there, progress=progress)
+        loaded = self._source.load(seen, into=there, before=before, progress=progress)
         return StateTree({seen[name]: leaf for name, leaf in loaded.leaves.items()}, Branch("dict"))
+
+    def waits(self, names: Iterable[str]) -> bool:
+        """As the source's, under this process' names."""
+        return self._source.waits([self._real[name] for name in names])
 
     def check(self, names: Iterable[str], *, progress: Progress | None = None) -> None:
         """As the source's, under this process' names."""

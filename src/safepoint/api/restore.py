@@ -1,7 +1,8 @@
-"""Restore: everything is checked and read before anything live changes.
+"""Restore: everything is checked and read before anything live changes for good.
 
 Order: match names and specs (`plan`) → read and verify every block → new values of immutable trees → objects with
-`load_state_dict`, which may raise and are rolled back → the rest, which cannot. docs/design/0002-restore.md argues it.
+`load_state_dict`, which may raise and are rolled back → the rest, which cannot. A large state that comes from a disk is
+read straight into live memory, whose old content is kept until then. docs/design/0002-restore.md argues it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from safepoint.adapters import Adapter, Scope
 from safepoint.api.plan import Options, Plan, Source, about, owned_by, part_of
 from safepoint.api.tracked import adapter_of
+from safepoint.api.undo import Undo, apart
 from safepoint.errors import MismatchError, RestoreInterrupted, SafepointError, UnsupportedError
 from safepoint.repository import Progress
+from safepoint.store import spare_memory
 from safepoint.tree import Leaf, StateTree, Tensor, address_of, bytes_of, dtype_of, join_name
 
 _STAGED_BYTES = 256 << 20
@@ -27,7 +30,8 @@ def apply(plan: Plan, source: Source, options: Options, *, progress: Progress | 
     """Read, verify, then change the live objects; returns tracked name → object (new where it is immutable).
 
     A state up to `_STAGED_BYTES` is staged. A larger one is read twice: verified as a whole, then verified again on
-    its way into the live objects; `in_place` leaves the first pass out.
+    its way into the live objects; `in_place` leaves the first pass out. So does a state that waits for the disk, where
+    there is memory to keep what was live meanwhile.
 
     Raises:
         CorruptionError: damage was found; nothing live was changed.
@@ -40,16 +44,18 @@ def apply(plan: Plan, source: Source, options: Options, *, progress: Progress | 
     staged = set(plan.names) if size <= _STAGED_BYTES and not options.in_place else _to_stage(plan)
     later = {plan.names[name]: name for name in plan.names if name not in staged}
     names = {plan.names[name]: name for name in staged}
-    if later and not options.in_place:
+    memory = {n: m for n, m in live_memory.items() if plan.names[n] in later}
+    undo = None if options.in_place else _undo_of(memory, later, source)
+    passes = 1 if undo is not None or options.in_place else 2
+    if later and passes == 2:
         source.check(later, progress=_share(progress, 0, 2))
     loaded = source.load(names, progress=progress if not later else None)
     leaves = {names[name]: leaf for name, leaf in loaded.leaves.items()}
     for name, (live, _) in plan.found.retyped.items():
         if name in leaves:
             leaves[name] = _cast(leaves[name], live.dtype)
-    memory = {n: m for n, m in live_memory.items() if plan.names[n] in later}
     streamed = source.stream(
-        [name for name, live in later.items() if live not in memory], progress=_share(progress, 1, 2)
+        [name for name, live in later.items() if live not in memory], progress=_share(progress, passes - 1, passes)
     )
     leaves.update((later[name], tensor) for name, tensor in streamed.items())
 
@@ -57,10 +63,30 @@ def apply(plan: Plan, source: Source, options: Options, *, progress: Progress | 
         source.load(
             [plan.names[name] for name in memory],
             into={plan.names[name]: target for name, target in memory.items()},
-            progress=_share(progress, 1, 2),
+            before=None if undo is None else undo.keep,
+            progress=_share(progress, passes - 1, passes),
         )
 
-    return _put(plan, leaves, fill if memory else None)
+    if undo is None:
+        return _put(plan, leaves, fill if memory else None)
+    try:
+        fill()
+        return _put(plan, leaves, None)
+    except BaseException:
+        undo.put_back()
+        raise
+
+
+def _undo_of(memory: Mapping[str, NDArray[np.uint8]], later: Mapping[str, str], source: Source) -> Undo | None:
+    """What can undo reading into live memory, where that takes less time than reading twice; else None.
+
+    Where the disk is waited for, there is time to copy what was live, and for the pages that this takes.
+    """
+    num_bytes = sum(map(len, memory.values()))
+    fits = later and len(memory) == len(later) and 2 * num_bytes <= spare_memory()
+    if not (fits and source.waits(later) and apart(memory.values())):
+        return None
+    return Undo(num_bytes)
 
 
 def _to_stage(plan: Plan) -> set[str]:

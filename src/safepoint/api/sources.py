@@ -13,7 +13,7 @@ from safepoint import formats
 from safepoint.api.references import split_reference
 from safepoint.errors import CorruptionError, NotFoundError, UnsupportedError
 from safepoint.formats import Contents
-from safepoint.repository import ModelFile, Progress, Repository, is_model_header, read_model_file
+from safepoint.repository import Before, ModelFile, Progress, Repository, is_model_header, read_model_file
 from safepoint.tree import Branch, StateTree, Tensor
 
 Found: TypeAlias = "tuple[Repository, str | int] | ModelFile | Contents"
@@ -90,15 +90,23 @@ class FileSource:
         self._prefix = f"{names[0]}/"
         self.tree = StateTree.join({names[0]: file.tree})
 
-    def load(self, names: Iterable[str], *, into: Any = None, progress: Progress | None = None) -> StateTree:
+    def load(
+        self, names: Iterable[str], *, into: Any = None, before: Before | None = None, progress: Progress | None = None
+    ) -> StateTree:
         wanted = list(names)
         tree = self._file.load(self._theirs(wanted), progress=progress)
         leaves = {f"{self._prefix}{name}": leaf for name, leaf in tree.leaves.items()}
         for name, memory in (into or {}).items():
             leaf = leaves[name]
             assert isinstance(leaf, Tensor)
+            if before is not None:
+                before(memory)
             memory[:] = leaf.read()
         return StateTree({name: leaves[name] for name in wanted}, Branch("dict"))
+
+    def waits(self, names: Iterable[str]) -> bool:
+        del names  # a stranger's file is checked as a whole first: most have no checksum of their own
+        return False
 
     def check(self, names: Iterable[str], *, progress: Progress | None = None) -> None:
         if isinstance(self._file, Contents):

@@ -7,7 +7,7 @@ from safepoint.repository.derived import Derived
 from safepoint.repository.history import Mode, Snapshot, direction, first_metric, lineage, ranked
 from safepoint.repository.manifest import Manifest
 from safepoint.repository.model_file import ModelFile, is_model_header, read_model_file, write_model_file
-from safepoint.repository.read import Verify, staging
+from safepoint.repository.read import Before, Verify, staging
 from safepoint.repository.repair import Repair
 from safepoint.repository.repository import Repository, Retention
 from safepoint.repository.stored import Progress, Stored
@@ -16,6 +16,7 @@ from safepoint.repository.verify import Verification
 from safepoint.repository.workers import Workers
 
 __all__ = [
+    "Before",
     "Compaction",
     "Damage",
     "Derived",

@@ -20,7 +20,7 @@ from safepoint.repository.derived import Derived
 from safepoint.repository.last_block import LastBlock
 from safepoint.repository.layout import pack_file
 from safepoint.repository.places import Places
-from safepoint.repository.read import Verify, read_range, read_tensors, staging
+from safepoint.repository.read import Before, Verify, read_range, read_tensors, staging
 from safepoint.repository.schema import (
     FORMAT_VERSION,
     BlockDocument,
@@ -31,10 +31,12 @@ from safepoint.repository.schema import (
 )
 from safepoint.repository.stored import Block, Progress, Stored, check_blocks, check_extent, parse_spec
 from safepoint.repository.stream import TensorStream, check_tensors
-from safepoint.store import Store
+from safepoint.store import Store, waits_for_disk
 from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, Value, check_name
 
 LargeKind: TypeAlias = Literal["str", "bytes", "int"]
+
+_LOOKS = 16
 
 LARGE_VALUE_BYTES = 64 << 10
 """A value over this is kept as a block, not in the manifest."""
@@ -79,6 +81,7 @@ class Manifest:
         *,
         into: Mapping[str, NDArray[np.uint8]] | None = None,
         verify: Verify = "checksum",
+        before: Before | None = None,
         progress: Progress | None = None,
     ) -> StateTree:
         """The leaves called `names`: tensors read in parallel and verified, into their place in `into`, or staged.
@@ -98,6 +101,7 @@ class Manifest:
                 {stored.name: (stored, places[stored.name]) for stored in found},
                 file_of=pack_file,
                 verify=verify,
+                before=before,
                 progress=progress,
             )
 
@@ -133,6 +137,13 @@ class Manifest:
         check_extent(wanted, self.store.size, file_of=pack_file)
         tensors = TensorStream(self.store.read_into, wanted, progress=progress, file_of=pack_file).tensors()
         return {name: Tensor(tensor.spec, reading(self.places, wanted, tensor)) for name, tensor in tensors.items()}
+
+    def waits(self, names: Iterable[str]) -> bool:
+        """Whether reading the tensors called `names` would wait for a disk, as far as a look at a few blocks tells."""
+        blocks = [block for stored in self._wanted(names) for block in stored.blocks]
+        looked_at = blocks[:: -(-len(blocks) // _LOOKS)] if blocks else []
+        cold = sum(waits_for_disk(self.store, pack_file(block.pack), block.offset) for block in looked_at)
+        return 2 * cold > len(looked_at)
 
     def same(self, first: str, second: str) -> bool:
         """Whether two tensors have the same bytes; told by their digests, nothing is read."""

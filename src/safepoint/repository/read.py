@@ -27,6 +27,9 @@ Verify: TypeAlias = Literal["checksum", "full"]
 ReadInto: TypeAlias = Callable[[str, int, NDArray[np.uint8]], None]
 """(file, offset, destination): fills the destination from the file; see `Store.read_into`."""
 
+Before: TypeAlias = Callable[[NDArray[np.uint8]], None]
+"""Told of each part of a destination just before it is filled, in the thread that fills it; perhaps more than once."""
+
 READ_THREADS = 3
 _NOWHERE = np.empty(0, np.uint8)
 _LARGE_BYTES = 1 << 20
@@ -61,6 +64,7 @@ def read_tensors(
     wanted: Mapping[str, tuple[Stored, NDArray[np.uint8]]],
     *,
     verify: Verify = "checksum",
+    before: Before | None = None,
     progress: Progress | None = None,
     file_of: Callable[[str], str],
 ) -> None:
@@ -70,6 +74,7 @@ def read_tensors(
         read_into: how bytes are read.
         wanted: name → (stored tensor, destination).
         verify: see `Verify`.
+        before: see `Before`.
         progress: called with (bytes done, bytes in all) from this thread.
         file_of: pack id → file name.
 
@@ -81,8 +86,15 @@ def read_tensors(
     targets = {name: target for name, (_, target) in wanted.items()}
     runs = list(runs_of([stored for stored, _ in wanted.values()], file_of, targets))
     done = 0
+
+    def read(run: Run) -> int:
+        if before is not None:
+            for piece in run.pieces:
+                before(piece.target)
+        return read_run(read_into, run, verify)
+
     with Workers(READ_THREADS, "safepoint-read", num_bytes=total) as pool:
-        for count in pool.map(lambda run: read_run(read_into, run, verify), runs):
+        for count in pool.map(read, runs):
             done += count
             if progress is not None:
                 progress(done, total)

@@ -2,8 +2,20 @@
 
 from safepoint.store.buffers import aligned_buffer, touch
 from safepoint.store.files import nearest_path, replace_file
-from safepoint.store.local import LocalStore
+from safepoint.store.local import LocalStore, waits_for_disk
 from safepoint.store.memory import MemoryStore
 from safepoint.store.protocol import Sink, Store
+from safepoint.store.room import spare_memory
 
-__all__ = ["LocalStore", "MemoryStore", "Sink", "Store", "aligned_buffer", "nearest_path", "replace_file", "touch"]
+__all__ = [
+    "LocalStore",
+    "MemoryStore",
+    "Sink",
+    "Store",
+    "aligned_buffer",
+    "nearest_path",
+    "replace_file",
+    "spare_memory",
+    "touch",
+    "waits_for_disk",
+]

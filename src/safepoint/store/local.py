@@ -18,7 +18,7 @@ from typing import TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from safepoint.errors import ConflictError, CorruptionError, NotFoundError, StoreError, UnsupportedError
+from safepoint.errors import ConflictError, CorruptionError, NotFoundError, SafepointError, StoreError, UnsupportedError
 from safepoint.store.files import (
     TEMPORARY,
     LocalSink,
@@ -30,7 +30,7 @@ from safepoint.store.files import (
     sync_folder,
     sync_parents,
 )
-from safepoint.store.protocol import check_file_name, check_length
+from safepoint.store.protocol import Store, check_file_name, check_length
 
 T = TypeVar("T")
 _log = logging.getLogger("safepoint")
@@ -38,6 +38,7 @@ _TRY_SECONDS = 0.02
 _PATIENT_TRIES = 100  # a collection takes less than two seconds; whoever waits longer is told why
 _STALE_TRIES = 3
 _READ_BYTES = 1 << 20
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _NOT_REGULAR = {errno.ELOOP, errno.ENXIO, errno.EISDIR}  # a symbolic link, a socket, a folder
 
@@ -146,6 +147,19 @@ class LocalStore:
     def _read_into(self, name: str, offset: int, data: NDArray[np.uint8]) -> None:
         with self._open(name) as descriptor:
             fill_from(descriptor, offset, data, name)
+
+    def waits(self, name: str, offset: int) -> bool:
+        """Whether a read at an offset would wait for the disk; False where the system does not tell."""
+        if not _NO_WAIT:
+            return False
+        try:
+            with self._open(name) as descriptor:
+                os.preadv(descriptor, [bytearray(1)], offset, _NO_WAIT)
+        except BlockingIOError:
+            return True
+        except (OSError, SafepointError):  # that it cannot be read is for the read to tell
+            return False
+        return False
 
     def size(self, name: str) -> int:
         return _steadily(lambda: self._size(name))
@@ -269,3 +283,8 @@ class LocalStore:
             yield descriptor
         finally:
             close(descriptor)
+
+
+def waits_for_disk(store: Store, name: str, offset: int) -> bool:
+    """Whether a read would wait for the disk, where that can be told: of local stores."""
+    return isinstance(store, LocalStore) and store.waits(name, offset)
