@@ -17,7 +17,7 @@ from typing import Any, final
 
 import numpy as np
 
-from safepoint.errors import CorruptionError, NotFoundError, SafepointError, UnsupportedError
+from safepoint.errors import CorruptionError, NotFoundError, UnsupportedError
 from safepoint.formats.contents import Contents, checked_shape
 from safepoint.formats.files import Folder, read_json
 from safepoint.tree import DTYPES, Leaf, StateTree, Tensor, TensorSpec, bytes_of, check_name, dtype_name
@@ -35,8 +35,6 @@ _MOST_CHUNK_BYTES = 32 << 20  # larger chunks are not unpacked again for each pa
 _MOST_PACKED = 1024  # times what is on disk; zeros pack better, but not all that a model has
 _FREE_BYTES = 64 << 20
 _ARRAYS = {"jax.Array", "np.ndarray", "scalar"}
-# What TensorStore raises of files that it cannot read.
-_ITS_ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError, OverflowError, TypeError, KeyError, MemoryError)
 
 
 def read(folder: Path) -> Contents:
@@ -261,12 +259,10 @@ def _tensor(name: str, store: Any, file: str) -> Tensor:
 
 @contextmanager
 def _telling(file: str, name: str) -> Iterator[None]:
-    """TensorStore's errors as ours."""
+    """TensorStore's errors as ours: whatever it finds wrong with files is a `ValueError`."""
     try:
         yield
-    except SafepointError:
-        raise
-    except _ITS_ERRORS as error:
+    except ValueError as error:
         found = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
         what = f"{file} is damaged: {name[:80]} cannot be read"
         raise CorruptionError(what, file=file, name=name, found=found) from error
