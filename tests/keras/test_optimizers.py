@@ -4,6 +4,7 @@ import keras
 import pytest
 from tests.keras.trees import X, Y, load, same, save, sequential, train
 
+import safepoint
 from safepoint.adapters import keras as adapter
 from safepoint.adapters.protocol import Scope
 from safepoint.errors import MismatchError, UnsupportedError
@@ -86,6 +87,25 @@ def test_another_optimizer_is_refused():
     with pytest.raises(MismatchError) as caught:
         load(save(model), other)
     assert "optimizer/layers/dense/vars/0/velocity" in caught.value.unexpected
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in its model", "by itself"])
+def test_another_optimizer_is_refused_though_all_names_match(alone, tmp_path):
+    """Neither made a step yet: both have a count and a rate, and nothing else."""
+
+    def tracked_together(optimizer):
+        model = sequential(None if alone else optimizer)
+        return safepoint.Checkpoint(model=model, **({"optimizer": optimizer} if alone else {})), model, optimizer
+
+    tracked_together(opt.Adam(0.001))[0].save(tmp_path)
+    checkpoint, model, optimizer = tracked_together(opt.SGD(0.5))
+    before = save(model)
+    with pytest.raises(MismatchError, match="the state of Adam was saved and the live optimizer is SGD"):
+        checkpoint.restore(tmp_path)
+    assert same(save(model), before)
+    checkpoint.restore(tmp_path, select=["model/layers/*"])
+    checkpoint.restore(tmp_path, strict=False)
+    assert float(optimizer.learning_rate) == 0.5
 
 
 def test_a_model_without_optimizer_ignores_a_saved_one():

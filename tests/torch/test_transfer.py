@@ -139,7 +139,7 @@ def test_a_new_optimizer_starts_afresh_over_a_restored_backbone(pretrained: Any,
     checkpoint = safepoint.Checkpoint(model=model, optimizer=optimizer)
     with pytest.raises(safepoint.MismatchError, match="the state of another optimizer was saved"):
         checkpoint.restore(tmp_path / "pretrained")
-    safepoint.Checkpoint(model=model).restore(tmp_path / "pretrained", select=["model/encoder.*"])
+    checkpoint.restore(tmp_path / "pretrained", select=["model/encoder.*"])
     model(torch.randn(4, 4)).sum().backward()
     optimizer.step()
     assert not same(model.encoder, pretrained.encoder)

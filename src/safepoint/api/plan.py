@@ -120,7 +120,7 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
     absent: list[str] = []
     optional = list(options.optional)
     known: set[str] = set(objects)  # what patterns may mean
-    problems: list[MismatchError] = []
+    refused: dict[str, MismatchError] = {}
     for name, obj in objects.items():
         part = part_of(saved, name, objects)
         if part is None:
@@ -136,7 +136,7 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
         try:
             template = adapter.template(obj, part, scope)
         except MismatchError as problem:
-            problems.append(about(name, problem))
+            refused[name] = about(name, problem)
             continue
         skipped = {join_name(name, n) for n in _ignorable(adapter, obj, part, scope)}
         ignored += sorted(skipped)
@@ -145,6 +145,7 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
         saved_leaves.update(
             (full, leaf) for n, leaf in part.leaves.items() if (full := join_name(name, n)) not in skipped
         )
+    problems = _asked_for(refused, saved, options.select)
     kept = _kept_live(live_leaves, options.keep_live)
     if options.select is not None or options.optional:
         known.update([*live_leaves, *(name for name in saved.leaves if owned_by(name, objects))])
@@ -170,6 +171,16 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
     result.missing = (*absent, *found.missing, *found.clashing)
     result.ignored += (*found.unexpected, *found.clashing)
     return result
+
+
+def _asked_for(
+    refused: Mapping[str, MismatchError], saved: StateTree, patterns: Sequence[str] | None
+) -> list[MismatchError]:
+    """The errors of those tracked objects of which anything was selected."""
+    if patterns is None:
+        return list(refused.values())
+    wanted = [name for name in saved.leaves if matches(name, patterns)]
+    return [error for name, error in refused.items() if any(owned_by(one, [name]) for one in wanted)]
 
 
 def _advice(

@@ -16,7 +16,15 @@ from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, global_seed_generator
 
 from safepoint.adapters.keras.assets import files_of
-from safepoint.adapters.keras.building import build, check_built, check_kind, optimizers_in, preview, skeleton_of
+from safepoint.adapters.keras.building import (
+    algorithm_in,
+    build,
+    check_built,
+    check_kind,
+    optimizers_in,
+    preview,
+    skeleton_of,
+)
 from safepoint.adapters.keras.leaves import counter_leaf, is_counter, leaf_of, planned_leaf
 from safepoint.adapters.keras.optimizers import build_slots, built_like, reset, trained_by, variables_of
 from safepoint.adapters.keras.restoring import restore, stored_leaf
@@ -24,7 +32,7 @@ from safepoint.adapters.keras.state import State, add_optimizer, is_built, owner
 from safepoint.adapters.keras.values import check_values
 from safepoint.adapters.protocol import RandomState, Scope, TensorKind
 from safepoint.errors import UnsupportedError
-from safepoint.tree import Leaf, StateTree, Tensor, join_name
+from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, join_name
 
 OPAQUE = False
 FORMAT = "keras"
@@ -97,8 +105,13 @@ def template(like: Any, saved: StateTree, scope: Scope) -> StateTree:
         leaves = {name: leaves.get(name, planned_leaf(variable)) for name, variable in state.variables.items()} | leaves
         for path, optimizer in live.optimizers.items():
             add_optimizer(optimizer, path, state, owner_in(state, scope))
+    others = _of_another_algorithm(state, saved)
     for path, optimizer in state.optimizers.items():
-        _plan_slots(path, optimizer, model, saved, scope, state, leaves)
+        if path not in others:
+            _plan_slots(path, optimizer, model, saved, scope, state, leaves)
+            continue
+        for name in _names(path, state):  # it takes nothing of the other's, whose names may be the same
+            leaves.pop(name, None)
     for name, variable in state.variables.items():
         live_leaf, theirs = leaves.get(name), saved.leaves.get(name)
         if isinstance(live_leaf, Tensor) and isinstance(theirs, Tensor) and id(variable) in state.counters:
@@ -109,6 +122,19 @@ def template(like: Any, saved: StateTree, scope: Scope) -> StateTree:
         if theirs_here:
             leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(f"{place}/")} | theirs_here
     return StateTree(leaves, skeleton_of(model, state.optimizers))
+
+
+def advice(like: Any, saved: StateTree, scope: Scope, differs: Iterable[tuple[TensorSpec, TensorSpec]]) -> str | None:
+    """What to do about the state of another optimizer."""
+    del differs
+    others = _of_another_algorithm(survey(like, scope), saved)
+    if not others:
+        return None
+    was, now = next(iter(others.values()))
+    return (
+        f"the state of {was} was saved and the live optimizer is {now}: restore the layers alone with select=, "
+        "and let the new optimizer start afresh"
+    )
 
 
 def ignorable(like: Any, saved: StateTree, scope: Scope | None = None) -> set[str]:
@@ -181,6 +207,12 @@ def _plan_slots(
         for name in _names(path, state):
             if name not in saved.leaves:
                 del leaves[name]
+
+
+def _of_another_algorithm(state: State, saved: StateTree) -> dict[str, tuple[str, str]]:
+    """Path → classes (saved, live) of optimizers whose state was saved by one of another class."""
+    found = {path: (algorithm_in(saved, path), type(live).__name__) for path, live in state.optimizers.items()}
+    return {path: (was, now) for path, (was, now) in found.items() if was is not None and was != now}
 
 
 def _slots_in(tree: StateTree, path: str, state: State) -> list[str]:

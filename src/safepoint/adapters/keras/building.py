@@ -59,6 +59,14 @@ def optimizers_in(saved: StateTree) -> dict[str, bool]:
     return {"optimizer": True} if any(name.startswith("optimizer/") for name in saved.leaves) else {}
 
 
+def algorithm_in(saved: StateTree, path: str) -> str | None:
+    """Class name of a saved optimizer, or None where the snapshot does not say."""
+    node = saved.skeleton
+    if not isinstance(node, Branch) or node.kind != KIND:
+        return None
+    return next((str(c.keys[1]) for c in node.children if isinstance(c, Branch) and c.keys[:1] == (path,)), None)
+
+
 def build_config_in(saved: StateTree) -> Any:
     """The build configuration of a saved tree, or None."""
     node = saved.skeleton
