@@ -183,6 +183,35 @@ def test_a_chunk_that_is_lost_or_damaged_is_told_when_it_is_read(saved: Path, tm
         assert tensors["step"].numpy() == 7
 
 
+def bomb(num_bytes: int) -> bytes:
+    """A Zstandard frame of so many zeros: four bytes for each 128 KiB."""
+    block = (1 << 1 | (128 << 10) << 3).to_bytes(3, "little") + b"\0"
+    return b"\x28\xb5\x2f\xfd\0\x58" + block * (num_bytes >> 17) + b"\1\0\0"
+
+
+@pytest.mark.parametrize("place", ["alone", "behind another frame"])
+@pytest.mark.parametrize("layout", ["zarr", "zarr3"])
+def test_a_chunk_that_unpacks_to_gigabytes_is_refused_before(
+    saved: Path, tmp_path: Path, layout: str, place: str
+) -> None:
+    shutil.copytree(saved / layout, tmp_path / "copy")
+    (chunk,) = (p for p in (tmp_path / "copy" / "layers.1").rglob("*") if p.is_file() and "zarr" not in p.name)
+    chunk.write_bytes((b"" if place == "alone" else chunk.read_bytes()) + bomb(8 << 30))
+    with safepoint.open(tmp_path / "copy") as tensors:
+        with pytest.raises(safepoint.CorruptionError, match="unpacks to more than it holds") as told:
+            tensors["layers/1"].numpy()
+        assert told.value.name == "layers/1"
+        assert tensors["layers/0"].numpy().tolist() == [0, 0]
+
+
+def test_chunks_packed_by_what_cannot_be_looked_at_are_refused(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "zarr", tmp_path / "copy")
+    blosc = {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 1}
+    change(tmp_path / "copy" / "layers.1" / ".zarray", lambda d: d.update(compressor=blosc))
+    with pytest.raises(safepoint.UnsupportedError, match="packed with blosc"):
+        safepoint.open(tmp_path / "copy")
+
+
 def test_a_damaged_store_raises_nothing_but_our_errors(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(saved / "zarr in OCDBT", folder)

@@ -1,7 +1,7 @@
 """Orbax checkpoints: a tree in `_METADATA`, and arrays in zarr, each in its folder or all of them in an OCDBT store.
 
 The tree is JSON, checked here; chunks are unpacked by TensorStore, which needs neither JAX nor Orbax and runs nothing.
-It follows links and trusts sizes, so both are looked at before it is asked.
+It follows links and trusts sizes, so these are looked at before it is asked, and chunks before they are unpacked.
 Source: `_src/metadata/tree.py`, `_src/checkpointers` in orbax-checkpoint 0.12; https://google.github.io/tensorstore.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +21,7 @@ import numpy as np
 from safepoint.errors import CorruptionError, NotFoundError, UnsupportedError
 from safepoint.formats.contents import Contents, checked_shape
 from safepoint.formats.files import Folder, read_json
+from safepoint.formats.zstd import most_unpacked
 from safepoint.tree import DTYPES, Leaf, StateTree, Tensor, TensorSpec, bytes_of, check_name, dtype_name
 from safepoint.tree.leaves import Bytes
 
@@ -34,6 +36,7 @@ _CACHE_BYTES = 128 << 20
 _MOST_CHUNK_BYTES = 32 << 20  # larger chunks are not unpacked again for each part of an array
 _MOST_PACKED = 1024  # times what is on disk; zeros pack better, but not all that a model has
 _FREE_BYTES = 64 << 20
+_CODECS = {"zstd", "gzip", "zlib", "bytes", "transpose", "crc32c", "sharding_indexed"}  # deflate gives 1:1032 at most
 _ARRAYS = {"jax.Array", "np.ndarray", "scalar"}
 
 
@@ -242,19 +245,68 @@ def _tensor(name: str, store: Any, file: str) -> Tensor:
     if any(part > max(size, 1) for part, size in zip(chunk, shape, strict=True)):
         raise CorruptionError(f"{file} is damaged: chunks larger than {name[:80]}", file=file, name=name, found=chunk)
 
+    check = _chunk_check(store, spec, file, name)
+
     def read() -> Bytes:
         with _telling(file, name):
+            check(0, shape[0] if shape else 1)
             return bytes_of(store.read().result())
 
     def part(start: int, stop: int) -> Bytes:
         row_bytes = spec.num_bytes // shape[0]
         first = start // row_bytes
         with _telling(file, name):
+            check(first, -(-stop // row_bytes))
             rows = bytes_of(store[first : -(-stop // row_bytes)].read().result())
         return rows[start - first * row_bytes : stop - first * row_bytes]
 
     small = math.prod(chunk) * DTYPES[spec.dtype].itemsize <= _MOST_CHUNK_BYTES
     return Tensor(spec, read, read_range=part if shape and spec.num_bytes and small else None)
+
+
+def _chunk_check(store: Any, spec: TensorSpec, file: str, name: str) -> Callable[[int, int], None]:
+    """What looks at the packed chunks of some rows before TensorStore unpacks them, which trusts them.
+
+    Raises:
+        UnsupportedError: they are packed in a way of which is not known how much it unpacks to.
+    """
+    codecs = _codecs(store.spec().to_json().get("metadata", {}))
+    if unknown := sorted(codecs - _CODECS):
+        raise UnsupportedError(
+            f"{file}: {name[:80]} is packed with {unknown[0][:80]}", expected=f"one of {', '.join(sorted(_CODECS))}"
+        )
+    shape = store.chunk_layout.write_chunk.shape or store.shape
+    height = shape[0] if shape else 1
+    most = 2 * min(math.prod(shape) * DTYPES[spec.dtype].itemsize, spec.num_bytes) + _FREE_BYTES
+    unseen: dict[bytes, int] | None = None  # chunks that nobody looked at yet → first row
+
+    def check(first: int, stop: int) -> None:
+        nonlocal unseen
+        if unseen is None:
+            names = store.kvstore.list().result() if "zstd" in codecs else []
+            found = {key: re.match(rb"(?:c[/.])?(\d+)", key) for key in names}
+            unseen = {key: int(at[1]) * height if at and store.shape else 0 for key, at in found.items()}
+        for key in [key for key, row in unseen.items() if row < stop and first < row + height]:
+            if most_unpacked(store.kvstore.read(key).result().value, enough=most) > most:
+                raise CorruptionError(
+                    f"{file} is damaged: a chunk of {name[:80]} unpacks to more than it holds",
+                    file=file,
+                    name=name,
+                    expected=f"at most {most:,} bytes",
+                )
+            del unseen[key]
+
+    return check
+
+
+def _codecs(metadata: Any) -> set[str]:
+    """What chunks are packed with, by zarr's names, at any depth."""
+    if isinstance(metadata, dict):
+        packed = [metadata.get("compressor"), *metadata.get("codecs", ()), *metadata.get("index_codecs", ())]
+        inner = metadata.get("configuration")
+        own = {str(one.get("id", one.get("name"))) for one in packed if isinstance(one, dict)}
+        return own.union(*(_codecs(one) for one in (*packed, inner) if isinstance(one, dict)))
+    return set()
 
 
 @contextmanager
