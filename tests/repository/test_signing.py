@@ -23,7 +23,7 @@ from tests.repository.trees import load, tree_of
 
 from safepoint.codec import digest, seal
 from safepoint.errors import CorruptionError, SafepointError, UnsupportedError, UntrustedError
-from safepoint.repository import Repository, write_model_file
+from safepoint.repository import Repository, signing, write_model_file
 from safepoint.repository.layout import mark_file, snapshot_file
 from safepoint.repository.signing import SUFFIX, check_file, sign_file
 from safepoint.store import MemoryStore
@@ -308,3 +308,14 @@ def test_statements_of_snapshots_and_files_cannot_be_taken_for_each_other(model:
         check_file(model, PUBLIC)
     with_signature(store, 0, [[document["key"], file_signature]])
     assert not is_trusted(store)
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 20, 21])
+def test_a_signature_covers_every_byte_of_a_file(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing, "_PIECE_BYTES", 7)
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(size)))
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    statement = signing._file_statement(path)
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+    assert (statement.num_bytes, statement.digest) == (size, digest(bytes(range(size))))

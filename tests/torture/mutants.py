@@ -42,7 +42,11 @@ MODULES: dict[str, list[str]] = {
     "repository.stored": ["tests/parsers/test_stored.py", *REPOSITORY],
     "repository.collect": ["tests/repository/test_rules.py", "tests/crash/test_store_faults.py"],
     "repository.commit": [*REPOSITORY, "tests/crash/test_store_faults.py", "tests/repository/test_probe.py"],
-    "repository.verify": ["tests/repository/test_repair.py", "tests/repository/test_damage.py"],
+    "repository.verify": [
+        "tests/repository/test_verify.py",
+        "tests/repository/test_repair.py",
+        "tests/repository/test_damage.py",
+    ],
     "repository.signing": ["tests/repository/test_signing.py"],
 }
 _SWAPS: dict[type[ast.AST], type[ast.AST]] = {
