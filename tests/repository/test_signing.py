@@ -22,7 +22,8 @@ from tests.repository.damaging import blocks_of, flip
 from tests.repository.trees import load, tree_of
 
 from safepoint.codec import digest, seal
-from safepoint.errors import CorruptionError, SafepointError, UnsupportedError, UntrustedError
+from safepoint.errors import CorruptionError, NotFoundError, SafepointError, UnsupportedError, UntrustedError
+from safepoint.limits import MAX_KEY_BYTES
 from safepoint.repository import Repository, signing, write_model_file
 from safepoint.repository.layout import mark_file, snapshot_file
 from safepoint.repository.signing import SUFFIX, check_file, sign_file
@@ -319,3 +320,15 @@ def test_a_signature_covers_every_byte_of_a_file(size: int, tmp_path: Path, monk
     statement = signing._file_statement(path)
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
     assert (statement.num_bytes, statement.digest) == (size, digest(bytes(range(size))))
+
+
+def test_a_key_is_a_small_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(SECRET)
+    assert signing.read_key(tmp_path / "key") == SECRET
+    (tmp_path / "key").write_bytes(bytes(MAX_KEY_BYTES))
+    assert len(signing.read_key(tmp_path / "key")) == MAX_KEY_BYTES
+    (tmp_path / "key").write_bytes(bytes(MAX_KEY_BYTES + 1))
+    with pytest.raises(CorruptionError, match="too long"):
+        signing.read_key(tmp_path / "key")
+    with pytest.raises(NotFoundError):
+        signing.read_key(tmp_path / "nowhere")

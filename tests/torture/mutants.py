@@ -40,7 +40,7 @@ MODULES: dict[str, list[str]] = {
     "formats.sstable": ["tests/parsers/test_sstable.py"],
     "repository.schema": ["tests/parsers/test_schema.py", "tests/repository/test_rules.py", "tests/golden"],
     "repository.stored": ["tests/parsers/test_stored.py", *REPOSITORY],
-    "repository.collect": ["tests/repository/test_rules.py", "tests/crash/test_store_faults.py"],
+    "repository.collect": ["tests/repository/test_sweep.py", "tests/repository/test_rules.py"],
     "repository.commit": [*REPOSITORY, "tests/crash/test_store_faults.py", "tests/repository/test_probe.py"],
     "repository.verify": [
         "tests/repository/test_verify.py",
