@@ -287,7 +287,8 @@ def _chunk_check(store: Any, spec: TensorSpec, file: str, name: str) -> Callable
             found = {key: re.match(rb"(?:c[/.])?(\d+)", key) for key in names}
             unseen = {key: int(at[1]) * height if at and store.shape else 0 for key, at in found.items()}
         for key in [key for key, row in unseen.items() if row < stop and first < row + height]:
-            if most_unpacked(store.kvstore.read(key).result().value, enough=most) > most:
+            data = store.kvstore.read(key).result().value
+            if most_unpacked(data, enough=most, nested="sharding_indexed" in codecs) > most:
                 raise CorruptionError(
                     f"{file} is damaged: a chunk of {name[:80]} unpacks to more than it holds",
                     file=file,
