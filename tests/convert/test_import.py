@@ -102,7 +102,7 @@ def test_a_dry_run_says_it_all_and_does_nothing(outputs: None, safepoint: Call) 
     result = safepoint("import", "outputs", "--into", "run", "--dry-run")
     assert "3 checkpoints would be imported" in result.out
     rows = [" ".join(line.split()) for line in result.out.splitlines()]
-    assert any(row.startswith("1000 checkpoint-1000 ") and "loss 0.001" in row for row in rows)
+    assert any(row.startswith("1000 checkpoint-1000 ") and "eval_loss 0.002" in row for row in rows)
     assert max(map(len, result.out.splitlines())) <= 80
     document = safepoint("import", "outputs", "--into", "run", "--dry-run", "--json").json
     assert [item["step"] for item in document["planned"]] == [500, 1000, 1500]

@@ -1,4 +1,4 @@
-"""`safepoint import` of what frameworks leave behind: TensorFlow, PyTorch as Lightning saves, Transformers, Keras."""
+"""`safepoint import` of what frameworks leave behind: TensorFlow, Lightning, Transformers, Keras."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import pytorch_lightning
 import tensorflow as tf
 import torch
-from transformers import BertConfig, BertModel, TrainerState
+import transformers
 
 import safepoint
 from safepoint.cli.program import run
@@ -46,63 +47,89 @@ def test_tensorflows_manager(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert tensors["model/w/.ATTRIBUTES/VARIABLE_VALUE"][:].tolist() == [9] * 3
 
 
-def test_checkpoints_as_lightning_saves_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The dictionary of `Trainer.dump_checkpoint` of Lightning 2, with a ModelCheckpoint that monitors."""
-    module = torch.nn.Linear(4, 2)
-    optimizer = torch.optim.AdamW(module.parameters())
-    for epoch in range(2):
-        module(torch.ones(1, 4)).sum().backward()
-        optimizer.step()
-        score = torch.tensor(0.5 - epoch / 10)
-        callback = {"monitor": "val_loss", "best_model_score": score, "current_score": score, "dirpath": "/x"}
-        torch.save(
-            {
-                "epoch": epoch,
-                "global_step": 100 * (epoch + 1),
-                "pytorch-lightning_version": "2.5.0",
-                "state_dict": module.state_dict(),
-                "loops": {"fit_loop": {"state_dict": {}}},
-                "callbacks": {"ModelCheckpoint{'monitor': 'val_loss'}": callback},
-                "optimizer_states": [optimizer.state_dict()],
-                "lr_schedulers": [],
-                "hparams_name": "kwargs",
-                "hyper_parameters": {"lr": 1e-3},
-            },
-            tmp_path / f"epoch={epoch}.ckpt",
-        )
-    document = imported(capsys, tmp_path, "--into", tmp_path / "run")
-    assert [(item["step"], item["metrics"]["epoch"]) for item in document["imported"]] == [(100, 0.0), (200, 1.0)]
-    assert document["imported"][1]["metrics"]["val_loss"] == pytest.approx(0.4)
-    again = torch.nn.Linear(4, 2)
-    safepoint.Checkpoint(model=again).restore(tmp_path / "run", at="best:val_loss")
-    assert torch.equal(again.weight, module.weight)
+class Lit(pytorch_lightning.LightningModule):
+    def __init__(self, lr: float = 1e-2) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+
+    def training_step(self, batch: Any, _: int) -> Any:
+        return self.net(batch[0]).square().mean()
+
+    def validation_step(self, batch: Any, _: int) -> None:
+        self.log("val_loss", self.net(batch[0]).square().mean())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"])
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
 
-def test_a_trainers_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = BertConfig(
+@pytest.mark.filterwarnings("ignore")  # Lightning advises on the number of workers, and uses what torch gives up
+def test_a_run_of_lightning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As its own Trainer and ModelCheckpoint leave it; every tensor is what torch reads."""
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(32, 4)), batch_size=8)
+    keep = pytorch_lightning.callbacks.ModelCheckpoint(
+        tmp_path / "old", monitor="val_loss", save_top_k=-1, save_last=True
+    )
+    model = Lit()
+    pytorch_lightning.Trainer(
+        max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[keep],
+        accelerator="cpu", num_sanity_val_steps=0,
+    ).fit(model, data, data)  # fmt: skip
+    document = imported(capsys, tmp_path / "old", "--into", tmp_path / "run")
+    assert [item["step"] for item in document["imported"]] == [4, 8]
+    assert [list(item["metrics"]) for item in document["imported"]] == [["val_loss", "epoch"]] * 2
+    assert document["imported"][1]["metrics"]["val_loss"] == pytest.approx(float(keep.current_score))
+    assert [item["path"].rpartition("/")[2] for item in document["skipped"]] == ["last.ckpt"]
+    expected = torch.load(tmp_path / "old" / "epoch=1-step=8.ckpt", weights_only=True)
+    with safepoint.open(tmp_path / "old" / "epoch=1-step=8.ckpt") as tensors:
+        assert (tensors.framework, tensors.plain["global_step"]) == ("PyTorch", 8)
+        for name, tensor in expected["state_dict"].items():
+            assert np.array_equal(tensors[f"state_dict/{name}"].numpy(), tensor.numpy())
+        moments = expected["optimizer_states"][0]["state"][0]
+        assert np.array_equal(tensors["optimizer_states/0/state/0/exp_avg"].numpy(), moments["exp_avg"].numpy())
+    again = Lit()
+    safepoint.Checkpoint(model=again).restore(tmp_path / "run")
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, expected["state_dict"][name])
+    assert Repository(tmp_path / "run").resolve("best").metrics["val_loss"] == min(
+        item["metrics"]["val_loss"] for item in document["imported"]
+    )
+
+
+@pytest.mark.parametrize("files", ["one file", "shards"])
+def test_a_run_of_hugging_faces_trainer(files: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.BertConfig(
         vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         max_position_embeddings=16,
     )  # fmt: skip
-    model = BertModel(config)
-    for step in (5, 10):
-        folder = tmp_path / "out" / f"checkpoint-{step}"
-        with torch.no_grad():
-            model.pooler.dense.bias += step
-        model.save_pretrained(folder)
-        torch.save({"state": {}}, folder / "optimizer.pt")
-        state = TrainerState(global_step=step, log_history=[{"loss": 1 / step, "step": step}])
-        state.save_to_json(folder / "trainer_state.json")
+    model = transformers.BertForSequenceClassification(config)
+    data = [{"input_ids": torch.arange(6) + i, "labels": torch.tensor(i % 2)} for i in range(16)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "out"), max_steps=4, save_steps=2, logging_steps=1, eval_strategy="steps", eval_steps=2,
+        per_device_train_batch_size=4, use_cpu=True, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data).train()
+    if files == "shards":
+        folder = tmp_path / "out" / "checkpoint-4"
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="2KB")
+        assert len(list(folder.glob("model-*.safetensors"))) > 1
     document = imported(capsys, tmp_path / "out", "--into", tmp_path / "run")
-    assert [(item["step"], item["metrics"]) for item in document["imported"]] == [
-        (5, {"loss": 0.2}),
-        (10, {"loss": 0.1}),
-    ]
-    again = BertModel(config)
+    assert [item["step"] for item in document["imported"]] == [2, 4]
+    assert all(next(iter(item["metrics"])) == "eval_loss" for item in document["imported"])
+    again = transformers.BertForSequenceClassification(config)
     safepoint.Checkpoint(model=again).restore(tmp_path / "run")
-    assert torch.equal(again.pooler.dense.bias, model.pooler.dense.bias)
-    assert run(["convert", str(tmp_path / "out" / "checkpoint-5"), str(tmp_path / "one" / "model.safetensors")]) == 0
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    assert run(["convert", str(tmp_path / "out" / "checkpoint-4"), str(tmp_path / "one" / "model.safetensors")]) == 0
     config.save_pretrained(tmp_path / "one")
-    assert BertModel.from_pretrained(tmp_path / "one").pooler.dense.bias.shape == (8,)
+    loaded = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "one")
+    assert torch.equal(loaded.classifier.weight, model.classifier.weight)
+    with safepoint.open(tmp_path / "out" / "checkpoint-4" / "optimizer.pt") as tensors:
+        theirs = torch.load(tmp_path / "out" / "checkpoint-4" / "optimizer.pt", weights_only=True)
+        for number, slots in theirs["state"].items():
+            assert np.array_equal(tensors[f"state/{number}/exp_avg"].numpy(), slots["exp_avg"].numpy())
 
 
 def test_files_of_kerass_callback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

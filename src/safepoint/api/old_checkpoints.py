@@ -25,6 +25,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _TRAINER = "trainer_state.json"
 _STATE = "checkpoint"
 _MODELS = ("model.safetensors", "pytorch_model.bin")
+_NO_RESULTS = frozenset({"epoch", "learning_rate", "lr", "grad_norm"})
 _MAX_STATE_BYTES = 64 << 20
 _BESIDE = frozenset({"optimizer", "scheduler", "training_args", "scaler"})  # Trainer's files that hold no model
 _BESIDE_PREFIX = "rng_state"
@@ -116,7 +117,13 @@ def facts_of(old: Old, tensors: Tensors) -> Facts:
         ("its name", named_epoch if named_epoch is not None else last_number),
     ]
     word, number = next(((word, n) for word, n in told if n is not None and 0 <= n < _MAX_STEP), ("", None))
-    return Facts(number, word, metrics, _time(old, tensors))
+    return Facts(number, word, dict(sorted(metrics.items(), key=_worth)), _time(old, tensors))
+
+
+def _worth(metric: tuple[str, float]) -> int:
+    """The place of a metric: `best` goes by the first, so what was validated comes first, what is no result last."""
+    name = metric[0].lower()
+    return 0 if name.startswith(("val", "eval")) else 2 if name in _NO_RESULTS else 1
 
 
 def _at(path: Path) -> Iterator[Old]:
