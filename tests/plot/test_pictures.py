@@ -168,3 +168,8 @@ def test_the_heat_map_has_a_row_a_layer_and_a_column_a_step() -> None:
     np.testing.assert_allclose(np.ma.filled(moved.get_array(), np.nan), [[0.1, 0.01], [np.nan, np.nan]])
     np.testing.assert_allclose(np.ma.filled(still.get_array(), np.nan), [[np.nan, np.nan], [np.nan, 1]])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_a_panel_says_that_its_quantiles_are_those_of_a_sample() -> None:
+    figure = draw(Weights([1], [0.5], {"a": [[0.0, 1.0, 2.0]], "b": [[0.0, 1.0, 2.0]]}, ["b"], 0, 0))
+    assert [axis.get_title(loc="right") for axis in figure.axes] == ["", "of a sample"]

@@ -146,6 +146,8 @@ def _weights(numbers: Weights) -> Figure:
             axis.plot(numbers.steps, line, color=_GREY, linewidth=0.7, linestyle=":")
         axis.plot(numbers.steps, lines[middle], color="#12385f", linewidth=1.2)
         axis.set_title(_short(name), fontsize=8, loc="left")
+        if name in numbers.sampled:
+            axis.set_title("of a sample", fontsize=7, loc="right", color=_GREY)
         axis.margins(x=0)
     for axis in axes.flat[len(numbers.tensors) :]:
         axis.set_axis_off()
