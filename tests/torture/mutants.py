@@ -41,7 +41,7 @@ MODULES: dict[str, list[str]] = {
     "repository.schema": ["tests/parsers/test_schema.py", "tests/repository/test_rules.py", "tests/golden"],
     "repository.stored": ["tests/parsers/test_stored.py", *REPOSITORY],
     "repository.collect": ["tests/repository/test_sweep.py", "tests/repository/test_rules.py"],
-    "repository.commit": [*REPOSITORY, "tests/crash/test_store_faults.py", "tests/repository/test_probe.py"],
+    "repository.commit": ["tests/repository/test_commit.py", *REPOSITORY, "tests/crash/test_store_faults.py"],
     "repository.verify": [
         "tests/repository/test_verify.py",
         "tests/repository/test_repair.py",
