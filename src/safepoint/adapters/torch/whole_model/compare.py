@@ -24,6 +24,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # nn.Module's own, and what layers derive from their parameters; `training` is kept apart.
 _INTERNAL = frozenset(vars(nn.Module())) | {"_flat_weights", "_flat_weight_refs", "_safepoint_arguments"}
 _INTERNAL |= {"_compiled_call_impl", "_is_torch_compile"} | hugging_face.BOOKKEEPING
+_INTERNAL |= {"_compile_kwargs"}  # Lightning notes on the module how `torch.compile` was called
 
 
 @final
