@@ -1,4 +1,4 @@
-"""ONNX: the initializers of a model's graph, in the file or beside it; the graph itself is a program and is not run.
+"""ONNX: the initializers and large constants of a model's graphs, in the file or beside it; none of them is run.
 
 Source: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto; external data as in `docs/ExternalData.md`.
 """
@@ -30,6 +30,8 @@ _STRING = 8
 _RAW, _FLOAT, _INT32, _INT64, _DOUBLE, _UINT64 = 9, 4, 5, 7, 10, 11
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 _MAX_INITIALIZERS = 1_000_000
+_MAX_DEPTH = 16  # of graphs in graphs: branches and loops
+_LEAST_CONSTANT_BYTES = 1024  # smaller ones are axes and limits, not weights
 
 
 @final
@@ -63,7 +65,9 @@ def looks_like(file: File) -> bool:
 
 
 def read(file: File) -> Contents:
-    """The contents of an ONNX model: its initializers by name.
+    """The contents of an ONNX model: initializers by name, constants by what they are called where they are used.
+
+    Those of a branch or loop have the name of its node before theirs.
 
     Raises:
         CorruptionError: it is damaged, or names data outside of its folder.
@@ -72,31 +76,74 @@ def read(file: File) -> Contents:
     """
     model = Message(file.read, 0, file.num_bytes, file=file.path)
     facts: dict[str, Any] = {}
-    leaves: dict[str, Leaf] = {}
-    packed: dict[str, str] = {}
-    folder = Folder(Path(file.path).parent)
-    beside: dict[str, File] = {}
-    nodes = 0
+    found = _Tensors(file)
     for item in model.fields():
         if item.number in _FACTS:
             facts[_FACTS[item.number]] = model.text(item)[:1000] if item.is_bytes else item.value
         elif item.number == 8 and item.is_bytes:
             facts.setdefault("opsets", {}).update(_opset(model.inner(item)))
         elif item.number == 7:
-            graph = model.inner(item)
-            for part in graph.fields():
-                nodes += part.number == 1
-                if part.number == 2:
-                    facts["graph"] = graph.text(part)[:1000]
-                elif part.number == 5:
-                    described = _describe(graph.inner(part))
-                    if described.name in leaves or len(leaves) >= _MAX_INITIALIZERS:
-                        raise _wrong(file.path, described.name, "stands twice, or is one of too many")
-                    leaves[described.name] = _leaf(described, file, folder, beside, packed)
-    facts["nodes"] = nodes
-    if packed:
-        facts["packed"] = packed
-    return Contents("onnx", "ONNX model", "ONNX", file.path, StateTree(leaves), facts, (file, *beside.values()))
+            facts["graph"], facts["nodes"] = found.add_graph(model.inner(item), "", 0)
+    facts.setdefault("nodes", 0)
+    if found.packed:
+        facts["packed"] = found.packed
+    files = (file, *found.beside.values())
+    return Contents("onnx", "ONNX model", "ONNX", file.path, StateTree(found.leaves), facts, files)
+
+
+@final
+class _Tensors:
+    """The tensors of a model's graphs as they are met."""
+
+    def __init__(self, file: File) -> None:
+        self.leaves: dict[str, Leaf] = {}
+        self.packed: dict[str, str] = {}
+        self.beside: dict[str, File] = {}
+        self._file = file
+        self._folder = Folder(Path(file.path).parent)
+
+    def add_graph(self, graph: Message, prefix: str, depth: int) -> tuple[str, int]:
+        """Take a graph's tensors; returns its name and how many nodes it has."""
+        if depth > _MAX_DEPTH:
+            raise CorruptionError(f"{self._file.path} is damaged: graphs nested too deep", file=self._file.path)
+        name, nodes = "", 0
+        for part in graph.fields():
+            if part.number == 1:
+                nodes += 1
+                if part.stop - part.start > _LEAST_CONSTANT_BYTES:
+                    self._add_node(graph.inner(part), prefix, depth)
+            elif part.number == 2:
+                name = graph.text(part)[:1000]
+            elif part.number == 5:
+                self._add(graph.inner(part), prefix)
+        return name, nodes
+
+    def _add_node(self, node: Message, prefix: str, depth: int) -> None:
+        output = name = kind = ""
+        attributes = []
+        for part in node.fields():
+            if part.number == 2:
+                output = output or node.text(part)[:1000]
+            elif part.number == 3:
+                name = node.text(part)[:1000]
+            elif part.number == 4:
+                kind = node.text(part)
+            elif part.number == 5:
+                attributes.append(node.inner(part))
+        for attribute in attributes:
+            parts = {part.number: part for part in attribute.fields()}
+            called = attribute.text(parts[1])[:1000] if 1 in parts else ""
+            if kind == "Constant" and 5 in parts and parts[5].stop - parts[5].start > _LEAST_CONSTANT_BYTES:
+                self._add(attribute.inner(parts[5]), prefix, output)
+            elif 6 in parts:
+                self.add_graph(attribute.inner(parts[6]), f"{prefix}{name or output}/{called}/", depth + 1)
+
+    def _add(self, message: Message, prefix: str, output: str | None = None) -> None:
+        described = _describe(message)
+        described.name = prefix + (described.name if output is None else output)
+        if described.name in self.leaves or len(self.leaves) >= _MAX_INITIALIZERS:
+            raise _wrong(self._file.path, described.name, "stands twice, or is one of too many")
+        self.leaves[described.name] = _leaf(described, self._file, self._folder, self.beside, self.packed)
 
 
 _FACTS = {1: "ir_version", 2: "producer", 3: "producer_version", 4: "domain", 5: "model_version"}

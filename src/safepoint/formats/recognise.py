@@ -12,6 +12,7 @@ from safepoint.formats.files import File
 
 _HEAD_BYTES = 128
 _MODEL = "model.safetensors"
+_KNOWN = "safetensors, PyTorch, NumPy, HDF5, Keras, TensorFlow, Orbax, ONNX or GGUF"
 
 
 def read(path: str) -> Contents:
@@ -126,6 +127,19 @@ def _read_without_magic(file: File, head: bytes) -> Contents:
     if len(text.encode()) > len(head) - 4 and all(c.isprintable() or c in "\t\n\r" for c in text):
         found = f"text that begins {text[:40]!r}"
         raise CorruptionError(f"{file.path} is a text file", file=file.path, found=found, hint="check the path")
+    if head[4:8] == b"TFL3":
+        raise UnsupportedError(
+            f"{file.path} is a TensorFlow Lite model, whose weights are laid out for its own runtime",
+            expected=_KNOWN,
+            hint="open the SavedModel or Keras model that it was made from",
+        )
+    if len(head) > 8 and head[8:9] != b"{" and int.from_bytes(head[:8], "little") > file.num_bytes:
+        raise UnsupportedError(
+            f"{file.path} is of no format that is known",
+            expected=_KNOWN,
+            found=f"a file that begins {head[:8].hex(' ')}",
+            hint="check the path; an encrypted or compressed file is to be unpacked first",
+        )
     return safetensors.read(file)  # says what is wrong with it
 
 
