@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tests.repository.trees import tree_of
 
-from safepoint.errors import ConflictError, StoreError
-from safepoint.repository import Repository
+from safepoint.errors import ConflictError, StoreError, UnsupportedError
+from safepoint.repository import Repository, commit
 from safepoint.repository.layout import snapshot_file
 from safepoint.store import MemoryStore
 
@@ -99,3 +99,15 @@ def test_on_a_full_disk_files_go_only_if_the_snapshot_is_surely_not_there(
     monkeypatch.undo()
     assert len(files_of(store) - before) == (0 if listed == "listed" else 2)
     assert [s.number for s in Repository(store).snapshots] == [0]
+
+
+def test_a_manifest_has_a_largest_size(store: Interrupted, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Repository(store).commit(tree(1)).manifest.num_bytes
+    before = files_of(store)
+    monkeypatch.setattr(commit, "MAX_MANIFEST_BYTES", size - 1)
+    with pytest.raises(UnsupportedError, match="the manifest of this state is too long") as caught:
+        Repository(store).commit(tree(2))
+    assert (caught.value.expected, caught.value.found) == (f"at most {size - 1:,} bytes", f"{size:,} bytes")
+    assert files_of(store) == before
+    monkeypatch.setattr(commit, "MAX_MANIFEST_BYTES", size)
+    assert Repository(store).commit(tree(3)).manifest.num_bytes == size
