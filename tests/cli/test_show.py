@@ -134,5 +134,5 @@ def test_a_file_of_no_format_is_refused_with_a_hint(run: Repository, safepoint) 
     with open("other", "wb") as file:  # noqa: PTH123
         file.write(bytes(range(128, 256)) * 4)
     result = safepoint("show", "other")
-    assert result.code == 5
+    assert result.code == 7
     assert "next:" in result.err
