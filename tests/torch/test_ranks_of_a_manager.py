@@ -9,8 +9,9 @@ from pathlib import Path
 
 from safepoint.repository import Repository
 
+# It ends at once: gloo's own threads sometimes abort an interpreter that exits after its peer.
 _SCRIPT = """
-import json, random, sys
+import json, os, random, sys
 import torch, torch.distributed as dist
 import safepoint
 
@@ -44,8 +45,9 @@ for step in manager.steps(12):
     if step == stop:
         break
 manager.close()
-print(json.dumps({"seen": seen, "weights": [p.tolist() for p in model.parameters()]}))
-dist.destroy_process_group()
+print(json.dumps({"seen": seen, "weights": [p.tolist() for p in model.parameters()]}), flush=True)
+dist.barrier()
+os._exit(0)
 """
 
 
