@@ -13,6 +13,7 @@ from tests.api.objects import Refusing
 
 import safepoint
 from safepoint.api import restore
+from safepoint.api.ranks import Ranks
 from safepoint.api.undo import Undo, apart
 from safepoint.codec import BLOCK_BYTES
 from safepoint.repository import Manifest
@@ -106,15 +107,17 @@ def test_an_object_that_refuses_undoes_it(tmp_path: Path, cold: list[Undo]) -> N
     assert len(cold) == 1
 
 
-def test_tied_memory_is_kept_once(tmp_path: Path, cold: list[Undo]) -> None:
-    saved = np.arange(1000.0)
+def test_tied_memory_is_kept_and_read_once(tmp_path: Path, cold: list[Undo]) -> None:
+    saved, told = np.arange(1000.0), []
     safepoint.Checkpoint(state={"a": saved, "b": saved}).save(tmp_path / "run")
     live = np.zeros(1000)
-    safepoint.Checkpoint(state={"a": live, "b": live}).restore(tmp_path / "run")
+    checkpoint = safepoint.Checkpoint(state={"a": live, "b": live})
+    checkpoint.restore(tmp_path / "run", progress=lambda done, total: told.append((done, total)))
     assert (live == saved).all()
+    assert told[-1] == (saved.nbytes, saved.nbytes)
 
 
-@pytest.mark.parametrize("why", ["overlaps", "no room", "not all of it is memory"])
+@pytest.mark.parametrize("why", ["overlaps", "no room", "no room for all processes", "not all of it is memory"])
 def test_otherwise_it_is_read_twice(why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = np.arange(3000, dtype=np.uint8)
     state = {"a": both[:2000], "b": both[1000:] if why == "overlaps" else both[2000:].copy()}
@@ -122,6 +125,9 @@ def test_otherwise_it_is_read_twice(why: str, tmp_path: Path, monkeypatch: pytes
         state["b"] = np.arange(200.0)[::2]
     if why == "no room":
         monkeypatch.setattr(restore, "spare_memory", lambda: 2 * 3000 - 1)
+    if why == "no room for all processes":
+        monkeypatch.setattr(restore, "spare_memory", lambda: 2 * 3000 * 4 - 1)
+        monkeypatch.setattr(Ranks, "size", 4)
     checked = []
     check: Callable[..., None] = Manifest.check
     monkeypatch.setattr(Manifest, "check", lambda *a, **k: (checked.append(1), check(*a, **k))[1])

@@ -120,6 +120,18 @@ def test_a_prefix_that_one_of_them_lacks_is_left_out(prefix: str, files: None, s
     assert safepoint("diff", "d", "a", "--json").json["rename"] == {}
 
 
+def test_no_prefix_is_guessed_that_would_join_two_names(files: None, safepoint: Any) -> None:
+    Path("e").write_bytes(safetensors_bytes({"m/w": np.ones(2), "w": np.zeros(2), "m/b": np.ones(3)}))
+    Path("f").write_bytes(safetensors_bytes({"b": np.ones(3)}))
+    found = safepoint("diff", "e", "f", "--json").json
+    assert (found["rename"], found["added"], found["removed"]) == ({}, ["b"], ["m/w", "w", "m/b"])
+
+
+def test_a_prefix_with_a_backslash_is_taken_as_it_is(files: None, safepoint: Any) -> None:
+    Path("g").write_bytes(safetensors_bytes({"a\\1b/" + name: array for name, array in BEFORE.items()}))
+    assert safepoint("diff", "a", "g", "--json").json["equal"] == len(BEFORE)
+
+
 def test_nan_and_infinity(files: None, safepoint: Any) -> None:
     Path("x").write_bytes(safetensors_bytes({"w": np.array([1.0, np.nan, 3.0]), "z": np.zeros(2)}))
     Path("y").write_bytes(safetensors_bytes({"w": np.array([1.0, np.nan, np.inf]), "z": np.ones(2)}))

@@ -141,6 +141,51 @@ def test_a_run_that_swaps_weights_between_save_and_step_is_found_out_in_the_firs
     assert not manager._overlap._is_on
 
 
+def test_where_no_thread_can_be_started_it_is_copied_at_once(tmp_path, monkeypatch):
+    model, optimizer = _training()
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "safepoint-overlap":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with _manager(tmp_path / "run", model, optimizer) as manager:
+        for _ in range(4):
+            _step(model, optimizer)
+            handle = manager.save()
+            handle.result()
+        weight = model[0].weight.detach().clone()
+    fresh, _ = _training()
+    safepoint.Checkpoint(model=fresh).restore(tmp_path / "run")
+    assert torch.equal(fresh[0].weight, weight)
+
+
+def test_a_save_that_cannot_begin_leaves_the_next_step_free(tmp_path, monkeypatch):
+    model, optimizer = _training()
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if thread.name == "safepoint-save":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with _manager(tmp_path / "run", model, optimizer) as manager:
+        for _ in range(3):
+            _step(model, optimizer)
+            manager.save().result()
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(safepoint.StoreError, match="no thread can be started"):
+            manager.save()
+        monkeypatch.undo()
+        stepping = threading.Thread(target=_step, args=(model, optimizer), daemon=True)
+        stepping.start()
+        stepping.join(60)
+        assert not stepping.is_alive()
+        manager.save().result()
+
+
 def test_overlap_without_an_optimizer_is_refused(tmp_path):
     with pytest.raises(safepoint.UnsupportedError, match="nothing to overlap"):
         safepoint.CheckpointManager(safepoint.Checkpoint(state={"x": np.zeros(3)}), tmp_path / "run", overlap=True)

@@ -142,13 +142,17 @@ def compare(
 
 
 def _prefix(first: Collection[str], second: Collection[str]) -> dict[str, str]:
-    """The rule that takes from the first's names, or gives them, the first part that only one of the two has."""
+    """The rule that takes from the first's names, or gives them, the first part that only one of the two has.
+
+    None where two names would become one: nobody asked for it.
+    """
     if not set(first).isdisjoint(second):
         return {}
     longer, mine = _most(first, second), _most(second, first)
     if longer[1] > mine[1]:
-        return {f"^{re.escape(longer[0])}": ""}
-    return {"^": mine[0]} if mine[1] else {}
+        rest = [name.removeprefix(longer[0]) for name in first]
+        return {f"^{re.escape(longer[0])}": ""} if len({*rest}) == len(rest) else {}
+    return {"^": mine[0].replace("\\", r"\\")} if mine[1] else {}
 
 
 def _most(names: Collection[str], others: Collection[str]) -> tuple[str, int]:

@@ -29,7 +29,7 @@ from safepoint.api.resume import Resumption
 from safepoint.api.signals import StopSignals
 from safepoint.api.staging import Staged, Staging
 from safepoint.api.tracked import expand_all
-from safepoint.errors import ConflictError, ExistsError, SafepointError, UnsupportedError
+from safepoint.errors import ConflictError, ExistsError, SafepointError, StoreError, UnsupportedError
 from safepoint.repository import (
     Repository,
     Retention,
@@ -236,20 +236,28 @@ class CheckpointManager:
                     lambda: self._checkpoint.capture(values), self._checkpoint.objects, random=self._random
                 )
                 staged = self._stage(tree)
-            self._finished_step = step
-            # A thread a save, which is not a daemon, so the interpreter waits for it at exit.
-            future: Future[Snapshot | None] = Future()
-            threading.Thread(
-                target=_resolve, args=(future, self._commit, staged, step, numbers, tags), name="safepoint-save"
-            ).start()
-            handle = self._pending = Handle(
-                step,
-                future,
-                time.perf_counter() - started,
-                Snapshot.expected(step, datetime.now(UTC), numbers),
-                staged.done,
-            )
-            staged.go_on()
+            try:
+                self._finished_step = step
+                # A thread a save, which is not a daemon, so the interpreter waits for it at exit.
+                future: Future[Snapshot | None] = Future()
+                threading.Thread(
+                    target=_resolve, args=(future, self._commit, staged, step, numbers, tags), name="safepoint-save"
+                ).start()
+                handle = self._pending = Handle(
+                    step,
+                    future,
+                    time.perf_counter() - started,
+                    Snapshot.expected(step, datetime.now(UTC), numbers),
+                    staged.done,
+                )
+            except RuntimeError as error:
+                raise StoreError(
+                    f"step {step} is not saved: no thread can be started for it",
+                    found=error,
+                    hint="raise the limit of processes (ulimit -u, or the container's), or start fewer workers",
+                ) from error
+            finally:
+                staged.go_on()  # whatever happened: the next optimizer step waits for the copy
             if self.should_stop:
                 self.wait()  # whoever sent the signal will not wait for long
             return handle

@@ -177,7 +177,7 @@ def _asked_for(
     refused: Mapping[str, MismatchError], saved: StateTree, patterns: Sequence[str] | None
 ) -> list[MismatchError]:
     """The errors of those tracked objects of which anything was selected."""
-    if patterns is None:
+    if patterns is None or not refused:
         return list(refused.values())
     wanted = [name for name in saved.leaves if matches(name, patterns)]
     return [error for name, error in refused.items() if any(owned_by(one, [name]) for one in wanted)]

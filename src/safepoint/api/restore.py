@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from safepoint.adapters import Adapter, Scope
 from safepoint.api.plan import Options, Plan, Source, about, owned_by, part_of
+from safepoint.api.ranks import Ranks
 from safepoint.api.tracked import adapter_of
 from safepoint.api.undo import Undo, apart
 from safepoint.errors import MismatchError, RestoreInterrupted, SafepointError, UnsupportedError
@@ -39,12 +40,12 @@ def apply(plan: Plan, source: Source, options: Options, *, progress: Progress | 
         RestoreInterrupted: live objects may be incomplete.
     """
     live_memory = _live_memory(plan)
-    _check_tied(plan, source, live_memory)
+    tied = _check_tied(plan, source, live_memory)
     size = sum(leaf.spec.num_bytes for name in plan.names if isinstance(leaf := plan.saved.leaves[name], Tensor))
     staged = set(plan.names) if size <= _STAGED_BYTES and not options.in_place else _to_stage(plan)
-    later = {plan.names[name]: name for name in plan.names if name not in staged}
+    later = {plan.names[name]: name for name in plan.names if name not in staged and name not in tied}
     names = {plan.names[name]: name for name in staged}
-    memory = {n: m for n, m in live_memory.items() if plan.names[n] in later}
+    memory = {live: live_memory[live] for live in later.values() if live in live_memory}
     undo = None if options.in_place else _undo_of(memory, later, source)
     passes = 1 if undo is not None or options.in_place else 2
     if later and passes == 2:
@@ -80,13 +81,14 @@ def apply(plan: Plan, source: Source, options: Options, *, progress: Progress | 
 def _undo_of(memory: Mapping[str, NDArray[np.uint8]], later: Mapping[str, str], source: Source) -> Undo | None:
     """What can undo reading into live memory, where that takes less time than reading twice; else None.
 
-    Where the disk is waited for, there is time to copy what was live, and for the pages that this takes.
+    Where the disk is waited for, there is time to copy what was live, and for the pages that this takes. Processes
+    that train together may be on one machine, and restore at the same time.
     """
-    num_bytes = sum(map(len, memory.values()))
-    fits = later and len(memory) == len(later) and 2 * num_bytes <= spare_memory()
-    if not (fits and source.waits(later) and apart(memory.values())):
+    if not later or len(memory) != len(later):
         return None
-    return Undo(num_bytes)
+    num_bytes = sum(map(len, memory.values()))
+    fits = 2 * num_bytes * Ranks().size <= spare_memory()
+    return Undo(num_bytes) if fits and source.waits(later) and apart(memory.values()) else None
 
 
 def _to_stage(plan: Plan) -> set[str]:
@@ -211,23 +213,30 @@ def _live_memory(plan: Plan) -> dict[str, NDArray[np.uint8]]:
     return memory
 
 
-def _check_tied(plan: Plan, source: Source, memory: Mapping[str, NDArray[np.uint8]]) -> None:
-    """Refuse two contents for one memory, of which one would silently win: tied weights, also of two objects.
+def _check_tied(plan: Plan, source: Source, memory: Mapping[str, NDArray[np.uint8]]) -> set[str]:
+    """Live names whose memory is an earlier name's (tied weights, also of two objects): read once, both have it.
+
+    Two contents for one memory are refused: one of them would silently win.
 
     Raises:
         MismatchError: they differ in the snapshot.
     """
     first: dict[tuple[int, int], str] = {}
+    tied: set[str] = set()
     for name, own in memory.items():
         address = address_of(own)
         other = name if address is None else first.setdefault(address, name)
-        if other != name and not source.same(plan.names[other], plan.names[name]):
+        if other == name:
+            continue
+        tied.add(name)
+        if not source.same(plan.names[other], plan.names[name]):
             raise MismatchError(
                 f"{other} and {name} are one tensor in the live objects and two different ones in the snapshot; "
                 "nothing was changed",
                 differs={name: (f"tied to {other}", "a tensor of its own")},
                 hint="build the objects without tying them, or take one of them with select=",
             )
+    return tied
 
 
 def _cast(leaf: Leaf, dtype: str) -> Leaf:

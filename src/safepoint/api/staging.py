@@ -154,14 +154,20 @@ def _copy(waits: Iterable[Callable[[], None]], copies: Iterable[_Copy]) -> None:
 
 
 def _copy_beside(done: Future[None], waits: Iterable[Callable[[], None]], copies: Iterable[_Copy]) -> None:
-    """Copy in another thread; returns before that begins, which would take the interpreter for 5 ms at a time."""
+    """Copy in another thread; returns before that begins, which would take the interpreter for 5 ms at a time.
+
+    Where there can be no other thread, it is copied before this returns.
+    """
     gate = threading.Event()
 
     def work() -> None:
         gate.wait()
         _copy_into(done, waits, copies)
 
-    threading.Thread(target=work, name="safepoint-overlap").start()
+    try:
+        threading.Thread(target=work, name="safepoint-overlap").start()
+    except RuntimeError:
+        _copy_into(done, waits, copies)
     gate.set()
 
 

@@ -171,9 +171,8 @@ class Documents:
         damaged: dict[int, CorruptionError] = {}
         numbers = self.numbers()
         for number in numbers:
-            k = marks.get(number, -1)
             try:
-                snapshots[number] = self._views.get((number, k)) or self.view(number, k)
+                snapshots[number] = self.view(number, marks.get(number, -1))
             except CorruptionError as error:
                 if not self._is_given_up(number, marks):
                     damaged[number] = error
