@@ -26,10 +26,10 @@ def test_one_process(tmp_path: Path) -> None:
     dcp.save(state, checkpoint_id=tmp_path / "ck", no_dist=True)
     with safepoint.open(tmp_path / "ck") as tensors:
         assert (tensors.kind, tensors.framework) == ("distributed", "PyTorch")
-        assert np.array_equal(tensors["model.weight"], state["model"]["weight"].numpy())
+        assert np.array_equal(tensors["model/weight"], state["model"]["weight"].numpy())
         assert tensors["half"].spec.dtype == "bfloat16"
         assert tensors["half"].numpy().tobytes() == state["half"].view(torch.uint8).numpy().tobytes()
-        assert np.array_equal(tensors["model.weight"][1, :2], state["model"]["weight"].numpy()[1, :2])
+        assert np.array_equal(tensors["model/weight"][1, :2], state["model"]["weight"].numpy()[1, :2])
         assert tensors.plain["step"] == 3
 
 

@@ -15,6 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from safepoint import formats
+from safepoint.api.arrangement import arranged, by_names, foreign_names
 from safepoint.api.open import Tensors
 from safepoint.api.open import open as open_any
 from safepoint.api.outgoing import CASTS, Ledger, casts
@@ -31,8 +32,6 @@ REPOSITORY = "repository"
 
 _VERIFIED_IN_PARTS = frozenset({"snapshot", "model", "safetensors", "gguf", "onnx", "npy"})
 """Sources whose parts are verified as well as the whole, or not at all; others compare checksums of whole tensors."""
-_ALONE = "array"
-"""What a tensor without a name, as in `.npy`, is called where it needs one."""
 _MODEL_PARTS = ("model", "state_dict", "model_state_dict")
 """What programs call the model in a file that holds more."""
 
@@ -102,10 +101,15 @@ def convert(
         if found is None:
             return _to_repository(tensors, leaves, path, dtype=wanted, rename=rename, progress=progress)
         check_room(found, Path(path), force=force)
-        names = _stripped(tensors, leaves)
-        renamed = rename_names(names.values(), rename)
-        names = {name: renamed[new] for name, new in names.items()}
-        return _to_file(tensors, leaves, names, found, Path(path), dtype=wanted, force=force, progress=progress)
+        names = foreign_names(tensors, leaves, found.kind)
+        skeleton = arranged(tensors, names)
+        if rename:
+            renamed = rename_names(names.values(), rename)
+            names = {name: renamed[new] for name, new in names.items()}
+            skeleton = by_names(names.values())
+        return _to_file(
+            tensors, leaves, names, skeleton, found, Path(path), dtype=wanted, force=force, progress=progress
+        )
 
 
 def tracked_names(names: Iterable[str]) -> dict[str, str]:
@@ -213,22 +217,11 @@ def _chosen(tensors: Tensors, select: Sequence[str] | None) -> dict[str, Leaf]:
     return leaves
 
 
-def _stripped(tensors: Tensors, leaves: Mapping[str, Leaf]) -> dict[str, str]:
-    """Name → name in a stranger's file: without the tracked name, if all tensors are of one object."""
-    names = {name: name or _ALONE for name in leaves}
-    if tensors.kind != "snapshot":
-        return names
-    tops = {name.partition("/")[0] for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
-    if len(tops) != 1:
-        return names
-    prefix = f"{tops.pop()}/"
-    return {name: name.removeprefix(prefix) or _ALONE for name in leaves}
-
-
 def _to_file(
     tensors: Tensors,
     leaves: Mapping[str, Leaf],
     names: Mapping[str, str],
+    skeleton: Node,
     target: Target,
     path: Path,
     *,
@@ -246,7 +239,7 @@ def _to_file(
         for name, tensor in mine.items()
     }
     values: dict[str, Value] = {names[name]: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
-    content = Content(outgoing, values if target.keeps_values else {}, _metadata(tensors))
+    content = Content(outgoing, values if target.keeps_values else {}, _metadata(tensors), skeleton)
     target.check(content)
 
     def check(written: str) -> None:

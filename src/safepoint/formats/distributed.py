@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 
@@ -23,13 +23,15 @@ from safepoint.formats.members import Archive
 from safepoint.formats.pickles import Build, Global, Pairs, Record, Unpickler
 from safepoint.formats.pytorch import archive_prefix, read_archive
 from safepoint.formats.torch_names import dtype_of_name, is_inert, names
-from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, dtype_of
+from safepoint.tree import Branch, Leaf, LeafRef, Node, StateTree, Tensor, TensorSpec, dtype_of, join_name
 from safepoint.tree.leaves import Bytes
 
 METADATA = ".metadata"
 _MODULE = "torch.distributed.checkpoint"
 _MAX_PARTS = 5_000_000
 _MAX_VALUE_BYTES = 16 << 20
+_MAX_DEPTH = 64
+_Path: TypeAlias = tuple[str | int, ...]
 
 
 @final
@@ -63,21 +65,29 @@ def read(folder: Path) -> Contents:
     for place in places.values():
         check_inside(opened[place.path], place.offset, place.length)
     leaves: dict[str, Leaf] = {}
+    nodes: dict[_Path, Node] = {}
     left_out: dict[str, str] = {}
+    paths = _paths(document.get("planner_data"))
     with _damage(index.path):
-        for name, described in _pairs(document.get("state_dict_metadata")):
-            if not isinstance(name, str) or name in leaves:
-                raise CorruptionError(f"{index.path} has a name twice", file=index.path, name=str(name)[:80])
+        for flat, described in _pairs(document.get("state_dict_metadata")):
+            path = paths.get(flat, (flat,)) if isinstance(flat, str) else ()
+            name = _name(path)
+            if not path or path in nodes or name in leaves:
+                raise CorruptionError(f"{index.path} has a name twice", file=index.path, name=str(flat)[:80])
             if isinstance(described, Record) and described.name.name == "BytesStorageMetadata":
                 try:
-                    leaves |= _value(name, places.get((name, None)), opened, index.path)
+                    value = _value(flat, places.get((flat, None)), opened, index.path)
                 except (UntrustedError, UnsupportedError) as error:
                     left_out[name] = error.message
+                    continue
+                leaves |= {join_name(name, key): leaf for key, leaf in value.leaves.items()}
+                nodes[path] = _under(name, value.skeleton)
             else:
-                leaves[name] = _tensor(name, _fields(described, index.path), places, opened, index.path)
+                leaves[name] = _tensor(flat, _fields(described, index.path), places, opened, index.path)
+                nodes[path] = LeafRef(name)
     metadata: dict[str, Any] = {"files": list(opened)} | ({"not_read": left_out} if left_out else {})
     title = f"PyTorch distributed checkpoint, {len(opened)} files"
-    tree = StateTree(leaves)
+    tree = StateTree(leaves, _nested(nodes))
     return Contents("distributed", title, "PyTorch", str(folder), tree, metadata, tuple(opened.values()))
 
 
@@ -150,11 +160,57 @@ def _part(place: _Place, spec: TensorSpec, opened: Mapping[str, File], name: str
     return leaf
 
 
-def _value(name: str, place: _Place | None, opened: Mapping[str, File], file: str) -> dict[str, Leaf]:
+def _value(name: str, place: _Place | None, opened: Mapping[str, File], file: str) -> StateTree:
     if place is None or place.length > _MAX_VALUE_BYTES:
         raise CorruptionError(f"{file} is damaged: {name[:80]} is nowhere, or too large", file=file, name=name)
-    found = _contents(place, opened).tree.leaves
-    return {f"{name}/{key}" if key else name: leaf for key, leaf in found.items()}
+    return _contents(place, opened).tree
+
+
+def _paths(planned: Any) -> dict[str, _Path]:
+    """Flat name → keys of dictionaries and indices of lists, where the checkpoint says so, and all differ as names."""
+    pairs = planned.pairs if isinstance(planned, Pairs) and len(planned.pairs) <= _MAX_PARTS else ()
+    found = {name: path for name, path in pairs if isinstance(name, str) and _is_path(path)}
+    return found if len(set(map(_name, found.values()))) == len(found) else {}
+
+
+def _is_path(path: object) -> bool:
+    return (
+        isinstance(path, tuple)
+        and 0 < len(path) <= _MAX_DEPTH
+        and all((type(part) is str and part) or (type(part) is int and part >= 0) for part in path)
+    )
+
+
+def _name(path: _Path) -> str:
+    return "/".join(map(str, path))
+
+
+def _under(name: str, node: Node) -> Node:
+    """A skeleton whose leaves are called by a name of the whole's."""
+    if isinstance(node, LeafRef):
+        return LeafRef(join_name(name, node.name), node.kind)
+    return Branch(node.kind, node.keys, tuple(_under(name, child) for child in node.children))
+
+
+def _nested(nodes: Mapping[_Path, Node]) -> Branch:
+    """Dictionaries, and lists where all keys are indices; without children, if a path leads through a leaf."""
+    root: dict[str | int, Any] = {}
+    for path, node in nodes.items():
+        place = root
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                return Branch("dict")
+        if place.setdefault(path[-1], node) is not node:
+            return Branch("dict")
+    return _branch(root)
+
+
+def _branch(content: Mapping[str | int, Any]) -> Branch:
+    items = {key: _branch(item) if isinstance(item, dict) else item for key, item in content.items()}
+    if items.keys() == set(range(len(items))):
+        return Branch("list", (), tuple(items[index] for index in range(len(items))))
+    return Branch("dict", tuple(items), tuple(items.values()))
 
 
 def _contents(place: _Place, opened: Mapping[str, File]) -> Contents:

@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.formats.pickles import Global, Pairs, Record
 from safepoint.formats.plain_names import NumpyArray
-from safepoint.tree import Leaf, Tensor, is_value, join_name
+from safepoint.tree import Branch, Leaf, LeafRef, Node, StateTree, Tensor, is_value, join_name
 
 _MAX_DEPTH = 64
 _MAX_LEAVES = 2_000_000
 """More than any model; a pickle of a kilobyte can name one list a billion times."""
 
 
-def leaves_of(content: Any, *, file: str) -> dict[str, Leaf]:
-    """Name → leaf; a single leaf is called "".
+def tree_of(content: Any, *, file: str) -> StateTree:
+    """Leaves by name, a single one called "", and how they are put together.
 
     Raises:
         CorruptionError: two leaves have one name, or it is nested without end.
         UnsupportedError: something that is neither a tensor nor a plain value.
     """
     leaves: dict[str, Leaf] = {}
-    pending: list[tuple[str, Any, int]] = [("", content, 0)]
-    visited = 0
-    while pending:
-        name, value, depth = pending.pop()
-        visited += 1
-        if depth > _MAX_DEPTH or visited > _MAX_LEAVES:
+    visited = itertools.count(1)
+
+    def walk(name: str, value: Any, depth: int) -> Node:
+        if depth > _MAX_DEPTH or next(visited) > _MAX_LEAVES:
             raise CorruptionError(f"{file} is nested without end", file=file, expected=f"{_MAX_DEPTH} levels at most")
         if isinstance(value, NumpyArray):
-            _add(leaves, name, _array(value, name, file), file)
-            continue
-        if isinstance(value, Record):
+            value = _array(value, name, file)
+        elif isinstance(value, Record):
             value = value.state if isinstance(value.state, Pairs) else Pairs()
         if isinstance(value, Pairs):
-            children = [(_key(key, file), child) for key, child in value.pairs]
-        elif isinstance(value, list | tuple) and not isinstance(value, Global):
-            children = [(str(index), child) for index, child in enumerate(value)]
-        else:
-            _add(leaves, name, value, file)
-            continue
-        pending += [(join_name(name, key), child, depth + 1) for key, child in reversed(children)]
-    return leaves
+            keys = [_key(key, file) for key, _ in value.pairs]
+            exact = (key if is_value(key) else text for (key, _), text in zip(value.pairs, keys, strict=True))
+            below = zip(keys, (child for _, child in value.pairs), strict=True)
+            return Branch("dict", tuple(exact), tuple(walk(join_name(name, key), x, depth + 1) for key, x in below))
+        if isinstance(value, list | tuple) and not isinstance(value, Global):
+            children = (walk(join_name(name, str(index)), x, depth + 1) for index, x in enumerate(value))
+            return Branch("list" if isinstance(value, list) else "tuple", (), tuple(children))
+        _add(leaves, name, value, file)
+        return LeafRef(name)
+
+    skeleton = walk("", content, 0)
+    return StateTree(leaves, skeleton)
 
 
 def _array(value: NumpyArray, name: str, file: str) -> Tensor:

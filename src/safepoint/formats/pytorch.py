@@ -14,10 +14,10 @@ from safepoint.formats.contents import Contents, check_inside
 from safepoint.formats.cursor import Cursor
 from safepoint.formats.files import Readable
 from safepoint.formats.members import Archive
-from safepoint.formats.nested import leaves_of
+from safepoint.formats.nested import tree_of
 from safepoint.formats.pickles import Unpickler
 from safepoint.formats.torch_names import Storage, is_inert, names, storage_dtype
-from safepoint.tree import DTYPES, Leaf, StateTree
+from safepoint.tree import DTYPES
 from safepoint.tree.leaves import Bytes
 
 KIND = "pytorch"
@@ -153,8 +153,7 @@ def _place_storages(
 
 
 def _contents(content: Any, file: Readable, title: str, *, kind: str = KIND) -> Contents:
-    leaves: dict[str, Leaf] = leaves_of(content, file=file.path)
-    tree = StateTree(leaves)
+    tree = tree_of(content, file=file.path)
     if tree.num_bytes > 64 * file.num_bytes + _MAX_LOGICAL:
         raise CorruptionError(
             f"{file.path} shows the same bytes again and again",

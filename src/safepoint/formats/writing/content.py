@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 from safepoint.errors import UnsupportedError
-from safepoint.tree import DTYPES, TensorSpec, Value
+from safepoint.tree import DTYPES, Branch, Node, TensorSpec, Value
 from safepoint.tree.leaves import Bytes
 
 _CASTS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
@@ -36,11 +36,13 @@ class Content:
         tensors: by name, in order.
         values: by name, in order.
         metadata: texts about the whole.
+        skeleton: how leaves are put together, for a format that has lists and dictionaries.
     """
 
     tensors: Mapping[str, Outgoing]
     values: Mapping[str, Value]
     metadata: Mapping[str, str]
+    skeleton: Node = field(default_factory=lambda: Branch("dict"))
 
     @property
     def num_bytes(self) -> int:

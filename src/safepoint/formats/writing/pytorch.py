@@ -14,7 +14,7 @@ from typing import Any
 from safepoint.formats.writing.content import Content, check_dtypes
 from safepoint.formats.writing.output import Output
 from safepoint.formats.writing.zip_file import Zip
-from safepoint.tree import TensorSpec, Value, join_name
+from safepoint.tree import Branch, Node, TensorSpec, Value
 
 TITLE = "PyTorch"
 _FOLDER = "archive"
@@ -40,11 +40,11 @@ def check(content: Content) -> None:
 
 
 def write(content: Content, out: Output) -> None:
-    """Write all of it: dictionaries, one within the other where names have slashes."""
+    """Write all of it, put together as its skeleton says."""
     archive = Zip(out, TITLE)
     keys = {name: index for index, name in enumerate(content.tensors)}
     leaves = {name: (index, content.tensors[name].spec) for name, index in keys.items()} | dict(content.values)
-    pickle = b"\x80\x02" + _item(_nested(leaves)) + b"."
+    pickle = b"\x80\x02" + _item(content.skeleton, leaves) + b"."
     _add(archive, "data.pkl", pickle)
     _add(archive, "byteorder", b"little")
     for name, index in keys.items():
@@ -58,28 +58,15 @@ def _add(archive: Zip, name: str, data: bytes) -> None:
     archive.add(f"{_FOLDER}/{name}", len(data), [data])
 
 
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"model": {"encoder.weight": ...}}` of `model/encoder.weight`; below a name that is a leaf nothing is nested."""
-    root: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        node, above, rest = root, "", name
-        while "/" in rest:
-            part, _, below = rest.partition("/")
-            above = join_name(above, part)
-            if not part or not below or above in leaves:
-                break
-            node, rest = node.setdefault(part, {}), below
-        node[rest] = leaf
-    return root
-
-
-def _item(value: Any) -> bytes:
-    """A dictionary, a tensor as (number, spec), or a plain value."""
-    if isinstance(value, dict):
-        return b"}(" + b"".join(_text(key) + _item(item) for key, item in value.items()) + b"u"
-    if isinstance(value, tuple):
-        return b"".join(_tensor(*value))
-    return _value(value)
+def _item(node: Node, leaves: Mapping[str, Any]) -> bytes:
+    """A container, a tensor as (number, spec), or a plain value."""
+    if isinstance(node, Branch):
+        children = [_item(child, leaves) for child in node.children]
+        if node.kind == "dict":
+            return b"}(" + b"".join(map(bytes.__add__, map(_value, node.keys), children)) + b"u"
+        return (b"](" if node.kind == "list" else b"(") + b"".join(children) + (b"e" if node.kind == "list" else b"t")
+    leaf = leaves[node.name]
+    return b"".join(_tensor(*leaf)) if isinstance(leaf, tuple) else _value(leaf)
 
 
 def _tensor(index: int, spec: TensorSpec) -> Iterator[bytes]:
