@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import rows_disk
+import rows_inside
 import rows_models_jax
 import rows_models_torch
 import rows_stall
@@ -31,6 +32,7 @@ ROWS: dict[str, Callable[..., list[Row]]] = {
     "open": rows_disk.open_first_tensor,
     "frozen": rows_variety.frozen_backbone,
     "small": rows_variety.small_tensors,
+    "inside": rows_inside.inside,
     "history": rows_variety.long_history,
     "stall": rows_stall.torch_stall,
     "overlap": rows_stall.overlap,

@@ -22,6 +22,7 @@ from tests.open.conftest import safetensors_bytes
 
 import safepoint as library
 from safepoint.api.convert import convert
+from safepoint.api.outgoing import Ledger
 from safepoint.cli.convert import convert as convert_command
 from safepoint.cli.program import run as run_program
 from safepoint.formats.writing import TARGETS
@@ -68,6 +69,21 @@ def here_now() -> list[str]:
 
 def leftovers() -> list[str]:
     return [name for name in here_now() if name.startswith(".")]
+
+
+def test_tensors_may_be_asked_for_in_any_order() -> None:
+    """Most formats ask in order, and the next piece is read meanwhile; one that does not gets the same bytes."""
+    arrays = {name: np.full(40 << 18, index, np.float32) for index, name in enumerate("abc")}
+    arrays["nothing"] = np.zeros(0, np.float32)
+    for order in itertools.permutations(arrays):
+        told: list[tuple[int, int]] = []
+        total = sum(array.nbytes for array in arrays.values())
+        ledger = Ledger(total, lambda done, of: told.append((done, of)))  # noqa: B023
+        outgoing = {n: ledger.outgoing(n, Tensor.of(a), dtype=None, whole=False) for n, a in arrays.items()}
+        with ledger.handing_over(outgoing, ahead=True) as read:
+            found = {name: b"".join(piece.tobytes() for piece in read[name].pieces()) for name in order}
+        assert found == {name: array.tobytes() for name, array in arrays.items()}
+        assert told[-1] == (total, 2 * total)
 
 
 @pytest.mark.parametrize(

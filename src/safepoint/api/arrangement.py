@@ -17,7 +17,8 @@ _CONTAINERS = frozenset({"dict", "list", "tuple"})
 def foreign_names(tensors: Tensors, leaves: Collection[str], kind: str) -> dict[str, str]:
     """Name → name in a stranger's file of a kind: without the tracked name, if all tensors are of one object."""
     slots = _keras_slots(tensors.tree) if kind == "hdf5" else {}
-    prefix = f"{_only_object(tensors, leaves)}/"
+    only = _only_object(tensors, leaves)
+    prefix = f"{only}/" if only else ""
     return {name: slots.get(name, name).removeprefix(prefix) or ALONE for name in leaves}
 
 

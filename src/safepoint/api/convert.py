@@ -239,8 +239,8 @@ def _to_file(
         for name, tensor in mine.items()
     }
     values: dict[str, Value] = {names[name]: leaf for name, leaf in leaves.items() if not isinstance(leaf, Tensor)}
-    content = Content(outgoing, values if target.keeps_values else {}, _metadata(tensors), skeleton)
-    target.check(content)
+    kept = values if target.keeps_values else {}
+    target.check(Content(outgoing, kept, _metadata(tensors), skeleton))
 
     def check(written: str) -> None:
         contents = formats.read(written)
@@ -249,7 +249,9 @@ def _to_file(
         finally:
             contents.close()
 
-    place, num_bytes = write(target, path, content, force=force, check=check)
+    with ledger.handing_over(outgoing, ahead=not whole) as read:
+        content = Content(read, kept, _metadata(tensors), skeleton)
+        place, num_bytes = write(target, path, content, force=force, check=check)
     return Conversion(
         str(place),
         target.kind,

@@ -6,8 +6,12 @@ has a checksum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, final
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +66,25 @@ class Ledger:
             for piece in _pieces(tensor, spec, name, whole=whole):
                 sums.append(checksum(piece))
                 yield piece
-                self._count(len(piece))
 
         return Outgoing(spec, pieces)
+
+    @contextmanager
+    def handing_over(self, outgoing: Mapping[str, Outgoing], *, ahead: bool) -> Iterator[Mapping[str, Outgoing]]:
+        """The same, counted as it is taken.
+
+        Args:
+            outgoing: by name, in the order in which most formats ask for them.
+            ahead: read each piece while the one before is written; takes memory for two.
+        """
+        with _Ahead(outgoing) if ahead else nullcontext() as read:
+
+            def pieces(name: str) -> Iterator[Bytes]:
+                for piece in outgoing[name].pieces() if read is None else read.pieces(name):
+                    yield piece
+                    self._count(len(piece))
+
+            yield {name: replace(tensor, pieces=partial(pieces, name)) for name, tensor in outgoing.items()}
 
     def check(self, found: Contents) -> None:
         """Whether a file that was opened again holds what was handed over, and nothing else.
@@ -95,6 +115,43 @@ class Ledger:
         self._done += num_bytes
         if self._progress is not None:
             self._progress(self._done, self._total)
+
+
+@final
+class _Ahead:
+    """Another thread reads the piece that is asked for next, if tensors are asked for in their order."""
+
+    def __init__(self, outgoing: Mapping[str, Outgoing]) -> None:
+        self._outgoing = outgoing
+        self._taken: set[str] = set()
+        self._pool = ThreadPoolExecutor(1, "safepoint-ahead")
+        self._all = self._read()
+        self._next = self._pool.submit(next, self._all, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def pieces(self, name: str) -> Iterator[Bytes]:
+        """The pieces of a tensor, each of which is asked for once."""
+        self._taken.add(name)
+        head = self._next.result()
+        if head is None or head[0] != name:
+            yield from self._outgoing[name].pieces()
+            return
+        while head is not None and head[0] == name:
+            self._next = self._pool.submit(next, self._all, None)
+            yield head[1]
+            head = self._next.result()
+
+    def _read(self) -> Iterator[tuple[str, Bytes]]:
+        """Everything that nobody took meanwhile; goes on only when a piece of it is taken."""
+        for name, tensor in self._outgoing.items():
+            if name not in self._taken and tensor.spec.num_bytes:
+                for piece in tensor.pieces():
+                    yield name, piece
 
 
 def casts(spec: TensorSpec, dtype: str | None) -> str | None:

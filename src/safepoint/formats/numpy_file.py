@@ -18,7 +18,7 @@ from safepoint.errors import CorruptionError, UnsupportedError, UntrustedError
 from safepoint.formats.contents import Contents, checked_shape
 from safepoint.formats.files import Readable
 from safepoint.formats.members import Archive
-from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, bytes_of, dtype_name
+from safepoint.tree import NUMPY_NUMBERS, Leaf, StateTree, Tensor, TensorSpec, bytes_of, dtype_name
 from safepoint.tree.leaves import Bytes
 
 MAGIC = b"\x93NUMPY"
@@ -30,7 +30,6 @@ _HEADER = re.compile(
     r"'shape': \((?P<shape>(?:\d{1,20}, ?)*(?:\d{1,20})?)\), ?\}[ ]*\n",
     re.DOTALL,
 )
-_NUMBERS = re.compile(r"[<>|=]?([biufc])(1|2|4|8|16)")
 _TEXTS = re.compile(r"[<>|=]?([US])(\d{1,9})")
 
 Part = Callable[[int, int, bool], Bytes]
@@ -126,7 +125,7 @@ def _dtype(descr: str, file: str, name: str) -> np.dtype[Any]:
             f"{name[:80]} in {file} holds Python objects, which are a pickle; nothing was run",
             hint="load it where you trust it, and save its numbers",
         )
-    if not _NUMBERS.fullmatch(descr):
+    if not NUMPY_NUMBERS.fullmatch(descr):
         raise UnsupportedError(
             f"{name[:80]} in {file} has elements of {descr[:40]!r}",
             expected="numbers, truth values or text",

@@ -5,7 +5,6 @@ Invariant: every name here makes data. None is imported; a name that is not here
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -13,9 +12,8 @@ import numpy as np
 
 from safepoint.formats.contents import checked_shape
 from safepoint.formats.pickles import Build, Global, Pairs, Record
-from safepoint.tree import Tensor, dtype_name
+from safepoint.tree import NUMPY_NUMBERS, Tensor, dtype_name
 
-_DTYPE = re.compile(r"[<>|=]?[biufc](1|2|4|8|16)|bool")
 _BUILTINS = ("builtins", "__builtin__")
 _INERT = {"list", "dict", "int", "float", "set", "str", "tuple"}
 
@@ -36,7 +34,7 @@ class NumpyDtype(Record):
             ValueError: of objects, records or times.
         """
         text = self.arguments[0]
-        if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+        if not isinstance(text, str) or not (text == "bool" or NUMPY_NUMBERS.fullmatch(text)):
             raise ValueError(f"arrays of {str(text)[:40]!r} hold no plain numbers")
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "="
         if order not in {"<", ">", "|", "="}:

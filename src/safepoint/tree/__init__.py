@@ -1,6 +1,6 @@
 """The hub: everything safepoint saves or loads is a state tree, leaves by name and a skeleton."""
 
-from safepoint.tree.dtypes import DTYPES, DType, dtype_name, dtype_of
+from safepoint.tree.dtypes import DTYPES, NUMPY_NUMBERS, DType, dtype_name, dtype_of
 from safepoint.tree.leaves import Leaf, Tensor, TensorSpec, Value, address_of, bytes_of, describe, is_value
 from safepoint.tree.match import Match, match
 from safepoint.tree.names import check_name, join_name, matches, nearest, rename, select
@@ -11,6 +11,7 @@ from safepoint.tree.state_tree import StateTree, assign
 
 __all__ = [
     "DTYPES",
+    "NUMPY_NUMBERS",
     "Branch",
     "DType",
     "Leaf",

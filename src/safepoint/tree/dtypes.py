@@ -6,6 +6,7 @@ dtypes narrower than a byte take one byte an element, as `ml_dtypes` lays them o
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import NamedTuple
 
@@ -71,6 +72,9 @@ _TABLE = (
 DTYPES: dict[str, DType] = {row[0]: DType(*row) for row in _TABLE}
 
 _NATIVE = frozenset(name for name in DTYPES if hasattr(np, name) and name != "bool") | {"bool"}
+
+NUMPY_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f(2|4|8|16)|c(8|16|32))")
+"""How NumPy writes the dtypes of numbers and truth values in files: in other sizes there are none."""
 
 
 @cache
