@@ -235,29 +235,7 @@ class CheckpointManager:
                 tree = self._ranks.gather(
                     lambda: self._checkpoint.capture(values), self._checkpoint.objects, random=self._random
                 )
-                staged = self._stage(tree)
-            try:
-                self._finished_step = step
-                # A thread a save, which is not a daemon, so the interpreter waits for it at exit.
-                future: Future[Snapshot | None] = Future()
-                threading.Thread(
-                    target=_resolve, args=(future, self._commit, staged, step, numbers, tags), name="safepoint-save"
-                ).start()
-                handle = self._pending = Handle(
-                    step,
-                    future,
-                    time.perf_counter() - started,
-                    Snapshot.expected(step, datetime.now(UTC), numbers),
-                    staged.done,
-                )
-            except RuntimeError as error:
-                raise StoreError(
-                    f"step {step} is not saved: no thread can be started for it",
-                    found=error,
-                    hint="raise the limit of processes (ulimit -u, or the container's), or start fewer workers",
-                ) from error
-            finally:
-                staged.go_on()  # whatever happened: the next optimizer step waits for the copy
+                handle = self._begin(self._stage(tree), step, numbers, tags, started)
             if self.should_stop:
                 self.wait()  # whoever sent the signal will not wait for long
             return handle
@@ -321,6 +299,34 @@ class CheckpointManager:
         if self._overlap is None:
             return self._staging.copy(tree, hold=hold)
         return self._overlap.begin(self._staging.copy(tree, hold=hold, later=self._overlap.later(tree)))
+
+    def _begin(
+        self, staged: Staged, step: int, metrics: Mapping[str, float], tags: Sequence[str], started: float
+    ) -> Handle:
+        """Start the thread that commits a copy; the copy itself goes on, whatever happens."""
+        self._finished_step = step
+        future: Future[Snapshot | None] = Future()
+        try:
+            # A thread a save, which is not a daemon, so the interpreter waits for it at exit.
+            threading.Thread(
+                target=_resolve, args=(future, self._commit, staged, step, metrics, tags), name="safepoint-save"
+            ).start()
+            self._pending = Handle(
+                step,
+                future,
+                time.perf_counter() - started,
+                Snapshot.expected(step, datetime.now(UTC), metrics),
+                staged.done,
+            )
+            return self._pending
+        except RuntimeError as error:
+            raise StoreError(
+                f"step {step} is not saved: no thread can be started for it",
+                found=error,
+                hint="raise the limit of processes (ulimit -u, or the container's), or start fewer workers",
+            ) from error
+        finally:
+            staged.go_on()  # the next optimizer step waits for the copy
 
     def _reserve(self) -> None:
         """Once, before the first save: get its memory beside the training step that comes next."""

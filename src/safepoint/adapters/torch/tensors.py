@@ -25,6 +25,7 @@ _DTYPES = {name: getattr(torch, name) for name in DTYPES if hasattr(torch, name)
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _NUMPY = frozenset({torch.float32, torch.float64, torch.float16, torch.int64, torch.int32})
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _BITS: dict[int, np.dtype[Any]] = {n: np.dtype(f"u{n}") for n in (1, 2, 4, 8)} | {16: np.dtype("V16")}
 
 
@@ -136,7 +137,7 @@ def why_not(tensor: Any, *, meta: bool = False) -> tuple[str, str | None] | None
             if meta:
                 return None
             return "it is on the meta device: it has no content", "give it memory first: module.to_empty(device=...)"
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if _is_wrapped(tensor):
             return "it exists only inside a torch.func transformation", "save outside of vmap, grad or jvp"
         if tensor.numel() and tensor.untyped_storage().nbytes() == 0:
             return "its memory has been freed (a sharding wrapper does that)", "save where the full tensor is"
@@ -167,7 +168,7 @@ def _is_dense(tensor: Any) -> bool:
         and not tensor.is_nested
         and tensor.is_contiguous()
         and not tensor.is_neg()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not _is_wrapped(tensor)
         and tensor.data_ptr() != 0
     )
 
