@@ -56,25 +56,33 @@ def turn_of(block: Block) -> int:
 
 @final
 class Recheck:
-    """Reads blocks that are used again, and due, back from the disk while a save writes what is new."""
+    """Reads blocks that are used again, and due, back from the disk while a save looks for others and writes."""
 
     def __init__(self, places: Places, due: AbstractSet[int]) -> None:
         self._places = places
         self._due = due
+        self._seen: set[Place] = set()
         self._pool: Workers | None = None
-        self._running: Future[list[Block]] | None = None
+        self._running: list[Future[list[Block]]] = []
 
     def begin(self, blocks: Collection[Block]) -> None:
-        """Start reading those of `blocks` that are due."""
-        chosen = {place_of(block): block for block in blocks if turn_of(block) in self._due}
-        if chosen:
-            num_bytes = sum(block.length for block in chosen.values())
+        """Start reading those of `blocks` that are due; called with some at a time."""
+        chosen = {
+            place: block
+            for block in blocks
+            if turn_of(block) in self._due and (place := place_of(block)) not in self._seen
+        }
+        if not chosen:
+            return
+        self._seen.update(chosen)
+        if self._pool is None:
+            num_bytes = sum(block.length for block in blocks)
             self._pool = Workers(1, "safepoint-recheck", num_bytes=num_bytes)
-            self._running = self._pool.submit(self._read, list(chosen.values()))
+        self._running.append(self._pool.submit(self._read, list(chosen.values())))
 
     def damaged(self) -> list[Block]:
         """What was found damaged; waits for the end."""
-        return [] if self._running is None else self._running.result()
+        return [block for future in self._running for block in future.result()]
 
     def __enter__(self) -> Self:
         return self

@@ -138,8 +138,6 @@ class _PackWriter:
         first = self._untie(order)
         own = [name for name in order if first[name] == name]
         candidates = self._find_candidates(pool, own, known) if known else {}
-        if known is not None and known.chosen is not None:
-            known.chosen(candidates.values())
         self._needed = sum(self._sizes[name] for name in own)
         self._needed -= sum(block.length for block in candidates.values())
         keys: dict[str, range] = {}
@@ -187,13 +185,20 @@ class _PackWriter:
         """
         found: dict[tuple[str, int], Block] = {}
 
-        def compare(batch: list[tuple[str, int, NDArray[np.uint8]]]) -> None:
+        def compare(batch: list[tuple[str, int, NDArray[np.uint8]]]) -> dict[tuple[str, int], Block]:
+            same = {}
             for name, index, piece in batch:
                 block = known.find(name, index, checksum(piece))
                 if block is not None and block.length == len(piece) and block.digest == digest(piece):
-                    found[name, index] = block
+                    same[name, index] = block
+            return same
 
-        running: list[Future[None]] = []
+        def take(same: dict[tuple[str, int], Block]) -> None:
+            found.update(same)
+            if known.chosen is not None:
+                known.chosen(same.values())
+
+        running: list[Future[dict[tuple[str, int], Block]]] = []
         batch: list[tuple[str, int, NDArray[np.uint8]]] = []
         size = 0
         for name in names:
@@ -204,10 +209,11 @@ class _PackWriter:
                     running.append(pool.submit(compare, batch))
                     batch, size = [], 0
                     if len(running) > _MOST_BATCHES:
-                        running.pop(0).result()
-        compare(batch)
+                        take(running.pop(0).result())
+        last = compare(batch)
         for future in running:
-            future.result()
+            take(future.result())
+        take(last)
         worth = known.worth_using(found.values())
         return {key: block for key, block in found.items() if block.pack in worth}
 

@@ -48,7 +48,7 @@ class KnownBlocks:
         by_checksum: checksum → a block with it; the digest decides.
         pack_bytes: pack → its size. A pack is used again only while at least a quarter of it is needed: a few
             constant megabytes must not pin gigabytes.
-        chosen: told which blocks a save is about to use again, as soon as it knows.
+        chosen: told which blocks a save found unchanged, some at a time, in the thread that saves.
     """
 
     by_place: Mapping[tuple[str, int], Block]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,10 +166,21 @@ def check_all(
     """
     ordered = sorted(uses, key=lambda use: (use[0].pack, use[0].offset))
     total = sum(block.length for block, _, _ in ordered)
+    batches = list(_batches(ordered))
+    most = max((_size(batch) for batch in batches), default=0)
+    buffers: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()  # the first touch takes longer than the reading
+    for _ in range(threads):
+        buffers.put(aligned_buffer(most))
 
     def check(batch: Sequence[Use]) -> list[tuple[Block, SafepointError]]:
-        buffer = aligned_buffer(sum(block.length for block, _, _ in batch))
-        if len(batch) > 1 and _reads_as_one(batch, read_into, file_of, buffer):
+        buffer = buffers.get()
+        try:
+            return check_in(batch, buffer)
+        finally:
+            buffers.put(buffer)
+
+    def check_in(batch: Sequence[Use], buffer: NDArray[np.uint8]) -> list[tuple[Block, SafepointError]]:
+        if len(batch) > 1 and _reads_as_one(batch, read_into, file_of, buffer[: _size(batch)]):
             return []
         wrong: list[tuple[Block, SafepointError]] = []
         for block, name, offset in batch:
@@ -180,12 +192,11 @@ def check_all(
         return wrong
 
     found: list[tuple[Block, SafepointError]] = []
-    batches = list(_batches(ordered))
     done = 0
     with Workers(threads, "safepoint-verify", num_bytes=total) as pool:
         for batch, wrong in zip(batches, pool.map(check, batches), strict=True):
             found += wrong
-            done += sum(block.length for block, _, _ in batch)
+            done += _size(batch)
             if progress is not None:
                 progress(done, total)
     return found
@@ -201,6 +212,10 @@ def _reads_as_one(
     except SafepointError:
         return False
     return all(digest(buffer[b.offset - start : b.offset - start + b.length]) == b.digest for b, _, _ in batch)
+
+
+def _size(batch: Sequence[Use]) -> int:
+    return sum(block.length for block, _, _ in batch)
 
 
 def _batches(uses: Sequence[Use]) -> Iterator[list[Use]]:
