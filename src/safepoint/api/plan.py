@@ -48,9 +48,13 @@ class Source(Protocol):
         *,
         into: Mapping[str, NDArray[np.uint8]] | None = None,
         before: Before | None = None,
+        past_cache: bool = False,
         progress: Progress | None = None,
     ) -> StateTree:
-        """Leaves, read and verified: into the memory given, each part told to `before`, or staged."""
+        """Leaves, read and verified: into the memory given, each part told to `before`, or staged.
+
+        `past_cache`: nobody will read these bytes soon again.
+        """
         ...
 
     def waits(self, names: Iterable[str]) -> bool:

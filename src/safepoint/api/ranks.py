@@ -149,12 +149,13 @@ class _RankView:
         *,
         into: Mapping[str, NDArray[np.uint8]] | None = None,
         before: Before | None = None,
+        past_cache: bool = False,
         progress: Progress | None = None,
     ) -> StateTree:
         """As the source's, under this process' names."""
         seen = {self._real[name]: name for name in names}
         there = {self._real[name]: memory for name, memory in (into or {}).items()}
-        loaded = self._source.load(seen, into=there, before=before, progress=progress)
+        loaded = self._source.load(seen, into=there, before=before, past_cache=past_cache, progress=progress)
         return StateTree({seen[name]: leaf for name, leaf in loaded.leaves.items()}, Branch("dict"))
 
     def waits(self, names: Iterable[str]) -> bool:

@@ -65,6 +65,7 @@ def apply(plan: Plan, source: Source, options: Options, *, progress: Progress | 
             [plan.names[name] for name in memory],
             into={plan.names[name]: target for name, target in memory.items()},
             before=None if undo is None else undo.keep,
+            past_cache=options.in_place and _is_past_memory(sum(map(len, memory.values()))),
             progress=_share(progress, passes - 1, passes),
         )
 
@@ -89,6 +90,11 @@ def _undo_of(memory: Mapping[str, NDArray[np.uint8]], later: Mapping[str, str], 
     num_bytes = sum(map(len, memory.values()))
     fits = 2 * num_bytes * Ranks().size <= spare_memory()
     return Undo(num_bytes) if fits and source.waits(later) and apart(memory.values()) else None
+
+
+def _is_past_memory(num_bytes: int) -> bool:
+    """Whether a file of that size would find no room beside what is live; not where others here read the same."""
+    return Ranks().size == 1 and 2 * num_bytes > spare_memory()
 
 
 def _to_stage(plan: Plan) -> set[str]:

@@ -91,8 +91,15 @@ class FileSource:
         self.tree = StateTree.join({names[0]: file.tree})
 
     def load(
-        self, names: Iterable[str], *, into: Any = None, before: Before | None = None, progress: Progress | None = None
+        self,
+        names: Iterable[str],
+        *,
+        into: Any = None,
+        before: Before | None = None,
+        past_cache: bool = False,
+        progress: Progress | None = None,
     ) -> StateTree:
+        del past_cache  # of no use to formats that map their files, or unpack them
         wanted = list(names)
         tree = self._file.load(self._theirs(wanted), progress=progress)
         leaves = {f"{self._prefix}{name}": leaf for name, leaf in tree.leaves.items()}

@@ -31,7 +31,7 @@ from safepoint.repository.schema import (
 )
 from safepoint.repository.stored import Block, Progress, Stored, check_blocks, check_extent, parse_spec
 from safepoint.repository.stream import TensorStream, check_tensors
-from safepoint.store import Store, waits_for_disk
+from safepoint.store import Store, reader_past_cache, waits_for_disk
 from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, Value, check_name
 
 LargeKind: TypeAlias = Literal["str", "bytes", "int"]
@@ -82,9 +82,12 @@ class Manifest:
         into: Mapping[str, NDArray[np.uint8]] | None = None,
         verify: Verify = "checksum",
         before: Before | None = None,
+        past_cache: bool = False,
         progress: Progress | None = None,
     ) -> StateTree:
         """The leaves called `names`: tensors read in parallel and verified, into their place in `into`, or staged.
+
+        `past_cache`: nobody will read these bytes soon again.
 
         Raises:
             CorruptionError: a block is not what was written, or its pack is missing; names file, tensor and bytes.
@@ -97,7 +100,7 @@ class Manifest:
             check_extent(found, self.store.size, file_of=pack_file)
             places.update(staging({stored.name: stored for stored in found if stored.name not in places}))
             read_tensors(
-                self.store.read_into,
+                reader_past_cache(self.store) if past_cache else self.store.read_into,
                 {stored.name: (stored, places[stored.name]) for stored in found},
                 file_of=pack_file,
                 verify=verify,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safepoint.errors import ConflictError, CorruptionError, NotFoundError, SafepointError, StoreError, UnsupportedError
+from safepoint.store.direct import fill_past_cache
 from safepoint.store.files import (
     TEMPORARY,
     LocalSink,
@@ -147,6 +148,15 @@ class LocalStore:
     def _read_into(self, name: str, offset: int, data: NDArray[np.uint8]) -> None:
         with self._open(name) as descriptor:
             fill_from(descriptor, offset, data, name)
+
+    def read_past_cache(self, name: str, offset: int, data: NDArray[np.uint8]) -> None:
+        """As `read_into`, for what is large and read once: the page cache stays as it is, where the system can that."""
+
+        def read() -> None:
+            with self._open(name) as descriptor:
+                fill_past_cache(descriptor, offset, data, name)
+
+        _steadily(read)
 
     def waits(self, name: str, offset: int) -> bool:
         """Whether a read at an offset would wait for the disk; False where the system does not tell."""
@@ -283,6 +293,11 @@ class LocalStore:
             yield descriptor
         finally:
             close(descriptor)
+
+
+def reader_past_cache(store: Store) -> Callable[[str, int, NDArray[np.uint8]], None]:
+    """`read_past_cache` of local stores, `read_into` of others."""
+    return store.read_past_cache if isinstance(store, LocalStore) else store.read_into
 
 
 def waits_for_disk(store: Store, name: str, offset: int) -> bool:
