@@ -79,14 +79,16 @@ def test_other_stores_read_as_they_do() -> None:
 def test_a_large_restore_in_place_goes_past_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import safepoint
     from safepoint.api import restore
+    from safepoint.repository import Manifest
 
     state = {"a": np.arange(500_000.0), "b": np.arange(7, dtype=np.int8)}
     safepoint.Checkpoint(state=state).save(tmp_path / "run")
     used: list[str] = []
     read: Callable[..., None] = LocalStore.read_past_cache
     monkeypatch.setattr(LocalStore, "read_past_cache", lambda s, name, *rest: (used.append(name), read(s, name, *rest)))
-    for spare, expected in ((8_000_014, False), (8_000_013, True)):
+    for spare, waits, expected in ((8_000_014, True, False), (8_000_013, False, False), (8_000_013, True, True)):
         monkeypatch.setattr(restore, "spare_memory", lambda spare=spare: spare)
+        monkeypatch.setattr(Manifest, "waits", lambda *_, waits=waits: waits)
         live = {"a": np.zeros(500_000), "b": np.zeros(7, np.int8)}
         safepoint.Checkpoint(state=live).restore(tmp_path / "run", in_place=True)
         assert all(np.array_equal(live[name], state[name]) for name in state)

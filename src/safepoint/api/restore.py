@@ -65,7 +65,7 @@ def apply(plan: Plan, source: Source, options: Options, *, progress: Progress | 
             [plan.names[name] for name in memory],
             into={plan.names[name]: target for name, target in memory.items()},
             before=None if undo is None else undo.keep,
-            past_cache=options.in_place and _is_past_memory(sum(map(len, memory.values()))),
+            past_cache=options.in_place and _is_past_memory(memory, later, source),
             progress=_share(progress, passes - 1, passes),
         )
 
@@ -92,9 +92,10 @@ def _undo_of(memory: Mapping[str, NDArray[np.uint8]], later: Mapping[str, str], 
     return Undo(num_bytes) if fits and source.waits(later) and apart(memory.values()) else None
 
 
-def _is_past_memory(num_bytes: int) -> bool:
-    """Whether a file of that size would find no room beside what is live; not where others here read the same."""
-    return Ranks().size == 1 and 2 * num_bytes > spare_memory()
+def _is_past_memory(memory: Mapping[str, NDArray[np.uint8]], later: Mapping[str, str], source: Source) -> bool:
+    """Whether a file is not in the page cache and too large for it; not where other processes read the same."""
+    is_large = 2 * sum(map(len, memory.values())) > spare_memory()
+    return is_large and Ranks().size == 1 and source.waits(later)
 
 
 def _to_stage(plan: Plan) -> set[str]:
