@@ -99,6 +99,10 @@ FILES = {
     "data twice": model(tensor(rest=field(9, b"\0" * 16) + field(4, b"\0" * 16))),
     "a few numbers for many": model(tensor((1 << 40,), 7, field(7, b"\1\2\3\4"))),
     "numbers that are too few": model(tensor((4,), 7, field(7, b"\x80\x80\x80\1"))),
+    "a number of 8 bytes for one of 4": model(tensor((1,), rest=varint(4 << 3 | 1) + b"\x7f" * 8)),
+    "a number of any size for one of 4": model(tensor((1,), rest=field(4, 1 << 40))),
+    "a number of 4 bytes for one of 8": model(tensor((1,), 11, varint(10 << 3 | 5) + b"\0" * 4)),
+    "numbers in too many bytes": model(tensor((1,), rest=field(4, b"\0" * 5))),
     "one name twice": model(tensor(), tensor()),
     "an unknown type": model(tensor(kind=77)),
     "segments": model(tensor(rest=field(3, field(1, 0)) + field(9, b"\0" * 16))),
@@ -113,9 +117,12 @@ def test_a_hostile_model_is_refused(data: bytes, tmp_path: Path) -> None:
     refused(tmp_path / "x", (safepoint.CorruptionError, safepoint.UnsupportedError))
 
 
+LISTED = tensor((2,), rest=(varint(4 << 3 | 5) + b"\0" * 4) * 2, name=b"listed")
+PACKED = tensor((2,), 11, field(10, b"\0" * 16), name=b"packed")
+
+
 def test_the_model_that_the_attacks_are_made_from_is_read(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"\0" * 16)
-    (tmp_path / "x").write_bytes(
-        model(tensor(), tensor(name=b"e", rest=external(location="data", offset="0", length="16")))
-    )
+    beside = tensor(name=b"e", rest=external(location="data", offset="0", length="16"))
+    (tmp_path / "x").write_bytes(model(tensor(), LISTED, PACKED, beside))
     read_all(tmp_path / "x")

@@ -184,8 +184,11 @@ PARSERS: dict[str, Parser] = {
     ),
     "npy": Parser(opened(".npy"), [_npy()]),
     "npz": Parser(opened(".npz"), [_npz()]),
-    "gguf": Parser(opened(".gguf"), [test_gguf.gguf([], [test_gguf.tensor()])]),
-    "onnx": Parser(opened(".onnx"), [test_onnx.model(test_onnx.tensor())]),
+    "gguf": Parser(opened(".gguf"), [test_gguf.gguf([], [test_gguf.tensor()]), *test_gguf.FILES.values()]),
+    "onnx": Parser(
+        opened(".onnx"),
+        [test_onnx.model(test_onnx.tensor(), test_onnx.LISTED, test_onnx.PACKED), *test_onnx.FILES.values()],
+    ),
     "tensorflow-table": Parser(
         tensorflow_table, [test_tensorflow.table([test_tensorflow.HEADER, (b"w", test_tensorflow.entry())])]
     ),

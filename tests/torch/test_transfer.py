@@ -139,6 +139,11 @@ def test_a_new_optimizer_starts_afresh_over_a_restored_backbone(pretrained: Any,
     checkpoint = safepoint.Checkpoint(model=model, optimizer=optimizer)
     with pytest.raises(safepoint.MismatchError, match="the state of another optimizer was saved"):
         checkpoint.restore(tmp_path / "pretrained")
+    report = checkpoint.restore(tmp_path / "pretrained", strict=False)
+    assert "optimizer/model/encoder.0.weight/exp_avg" in report.ignored
+    assert "optimizer" in report.missing
+    assert not optimizer.state
+    assert same(model.encoder, pretrained.encoder)
     checkpoint.restore(tmp_path / "pretrained", select=["model/encoder.*"])
     model(torch.randn(4, 4)).sum().backward()
     optimizer.step()

@@ -5,7 +5,7 @@ Invariant: nothing here reads a tensor or changes an object.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
@@ -149,7 +149,9 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
         saved_leaves.update(
             (full, leaf) for n, leaf in part.leaves.items() if (full := join_name(name, n)) not in skipped
         )
-    problems = _asked_for(refused, saved, options.select)
+    problems = _asked_for(refused, saved, options.select) if options.strict else []
+    absent += [] if options.strict else refused  # an object that refuses stays as it is
+    ignored += [] if options.strict else _owned(saved, refused)
     kept = _kept_live(live_leaves, options.keep_live)
     if options.select is not None or options.optional:
         known.update([*live_leaves, *(name for name in saved.leaves if owned_by(name, objects))])
@@ -175,6 +177,11 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
     result.missing = (*absent, *found.missing, *found.clashing)
     result.ignored += (*found.unexpected, *found.clashing)
     return result
+
+
+def _owned(saved: StateTree, objects: Collection[str]) -> list[str]:
+    """The saved names of some tracked objects."""
+    return [name for name in saved.leaves if owned_by(name, objects)] if objects else []
 
 
 def _asked_for(

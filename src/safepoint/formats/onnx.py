@@ -221,7 +221,7 @@ def _decode(described: _Described, spec: TensorSpec, file: File) -> Bytes:
     dtype = dtype_of(spec.dtype)
     if kind in {_FLOAT, _DOUBLE}:
         item_dtype = np.dtype("<f4" if kind == _FLOAT else "<f8")
-        parts = [_fixed(message, item, item_dtype) for item in described.data]
+        parts = [_fixed(message, item, item_dtype, described.name) for item in described.data]
         data = np.concatenate(parts) if parts else np.empty(0, item_dtype)
         if spec.dtype.startswith("complex"):
             data = data.view(dtype)
@@ -235,10 +235,13 @@ def _decode(described: _Described, spec: TensorSpec, file: File) -> Bytes:
     return np.ascontiguousarray(data.astype(dtype, copy=False)).view(np.uint8)
 
 
-def _fixed(message: Message, item: Field, dtype: np.dtype[Any]) -> Any:
-    if item.is_bytes:
-        return np.frombuffer(message.read(item.start, item.stop - item.start), dtype)
-    return np.frombuffer(item.value.to_bytes(dtype.itemsize, "little"), dtype)
+def _fixed(message: Message, item: Field, dtype: np.dtype[Any], name: str) -> Any:
+    """Floating-point numbers of a field: one, or packed ones."""
+    length = item.stop - item.start if item.is_bytes else item.width
+    if length % dtype.itemsize or (not item.is_bytes and length != dtype.itemsize):
+        raise _wrong(message.file, name, f"has numbers of {dtype.itemsize} bytes in {length}")
+    data = message.read(item.start, length) if item.is_bytes else item.value.to_bytes(length, "little")
+    return np.frombuffer(data, dtype)
 
 
 def _external(

@@ -18,12 +18,13 @@ _FIXED32, _FIXED64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class Field(NamedTuple):
-    """A field: a number, or where its bytes are."""
+    """A field: a number, of `width` bytes or of any (0), or where its bytes are."""
 
     number: int
     value: int
     start: int
     stop: int
+    width: int = 0
 
     @property
     def is_bytes(self) -> bool:
@@ -72,9 +73,9 @@ class Message:
             if wire == 0:
                 yield Field(number, cursor.varint(), -1, -1)
             elif wire == 1:
-                yield Field(number, cursor.number(_FIXED64), -1, -1)
+                yield Field(number, cursor.number(_FIXED64), -1, -1, 8)
             elif wire == 5:
-                yield Field(number, cursor.number(_FIXED32), -1, -1)
+                yield Field(number, cursor.number(_FIXED32), -1, -1, 4)
             elif wire == 2:
                 length = cursor.varint()
                 start = cursor.position
