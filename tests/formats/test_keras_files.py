@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +59,32 @@ def test_every_variable_of_every_format(model: Any, tmp_path: Path) -> None:
     with safepoint.open(tmp_path / "m.h5") as tensors:
         assert tensors.metadata["model_config"]["class_name"] == "Sequential"
     assert len(read_apart(tmp_path / "m.keras")[str(tmp_path / "m.keras")]) == len(everything)
+
+
+WRITER = """
+import sys
+import keras, numpy as np
+keras.utils.set_random_seed(0)
+layers = [keras.layers.Input((8,)), keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+model = keras.Sequential(layers)
+model.compile("adam", "mse")
+model.fit(np.ones((4, 8)), np.ones((4, 2)), verbose=0)
+for name in ("m.keras", "m.weights.h5", "m.h5"):
+    model.save_weights(name) if "weights" in name else model.save(name)
+variables = [*model.variables, *model.optimizer.variables]
+np.savez("expected.npz", *[keras.ops.convert_to_numpy(variable) for variable in variables])
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_files_of_other_backends(backend: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WRITER], cwd=tmp_path, env=environment, check=True)
+    with np.load(tmp_path / "expected.npz") as arrays:
+        everything = sorted(array.tobytes() for array in arrays.values())
+    for name in ("m.keras", "m.weights.h5", "m.h5"):
+        with safepoint.open(tmp_path / name) as tensors:
+            assert values_of(tensors) == everything, name
 
 
 def test_bfloat16_compressed_and_big_endian_datasets(tmp_path: Path) -> None:

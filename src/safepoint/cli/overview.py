@@ -24,7 +24,7 @@ _LONGEST_NAME = 20
 
 @final
 @dataclass(frozen=True, slots=True)
-class Course:
+class Trend:
     """A metric through the lineage of the newest snapshot, pruned ones included.
 
     Attributes:
@@ -38,13 +38,13 @@ class Course:
     best: Snapshot | None
 
 
-def courses(snapshots: Mapping[int, Snapshot]) -> list[Course]:
+def trends(snapshots: Mapping[int, Snapshot]) -> list[Trend]:
     """Each metric, in the order in which they were first seen."""
     line = lineage(snapshots)
     there = [snapshot for snapshot in line if not snapshot.pruned]
     names = dict.fromkeys(name for snapshot in line for name in snapshot.metrics)
     return [
-        Course(name, tuple(s.metrics[name] for s in line if name in s.metrics), next(iter(ranked(there, name)), None))
+        Trend(name, tuple(s.metrics[name] for s in line if name in s.metrics), next(iter(ranked(there, name)), None))
         for name in names
     ]
 
@@ -75,7 +75,7 @@ def documents(repository: Repository, snapshots: Mapping[int, Snapshot]) -> dict
     """The same for programs."""
     from safepoint.cli.subject import as_json, reference_of
 
-    best = {course.metric: course.best for course in courses(snapshots) if course.best is not None}
+    best = {trend.metric: trend.best for trend in trends(snapshots) if trend.best is not None}
     return {
         "logical_bytes": logical_bytes(snapshots),
         "stored_bytes": stored_bytes(repository),
@@ -98,19 +98,19 @@ def print_overview(console: Console, snapshots: Mapping[int, Snapshot]) -> None:
 
     from safepoint.cli.output import cell
 
-    found = courses(snapshots)[:_MOST_METRICS]
-    told = [_in_words(course) for course in found]
+    found = trends(snapshots)[:_MOST_METRICS]
+    told = [_in_words(trend) for trend in found]
     tags = [f"{tag} (step {snapshot.step})" for tag, snapshot in tagged(snapshots).items()]
     if not found and not tags:
         return
-    names = [_short(course.metric) for course in found]
+    names = [_short(trend.metric) for trend in found]
     label = max(map(len, (*names, "tags" if tags else "")))
     room = console.width - label - max(map(len, told), default=0) - 4  # two gaps
     rows = Table.grid(padding=(0, 2, 0, 0))
     rows.add_column(no_wrap=True)
     rows.add_column(overflow="fold")
-    for name, course, words in zip(names, found, told, strict=True):
-        bars = sparkline(course.values, width=max(1, min(_MOST_BARS, room)), ascii_only=console.options.ascii_only)
+    for name, trend, words in zip(names, found, told, strict=True):
+        bars = sparkline(trend.values, width=max(1, min(_MOST_BARS, room)), ascii_only=console.options.ascii_only)
         rows.add_row(cell(name, "dim"), Text.assemble((bars, "cyan"), f"  {words}", overflow="fold"))
     if tags:
         more = f", and {len(tags) - _MOST_TAGS} more" if len(tags) > _MOST_TAGS else ""
@@ -119,10 +119,10 @@ def print_overview(console: Console, snapshots: Mapping[int, Snapshot]) -> None:
     console.print(rows)
 
 
-def _in_words(course: Course) -> str:
-    first, last = number(course.values[0]), number(course.values[-1])
-    through = f"{first} → {last}" if len(course.values) > 1 else first
-    best = f", best {number(course.best.metrics[course.metric])} at step {course.best.step}" if course.best else ""
+def _in_words(trend: Trend) -> str:
+    first, last = number(trend.values[0]), number(trend.values[-1])
+    through = f"{first} → {last}" if len(trend.values) > 1 else first
+    best = f", best {number(trend.best.metrics[trend.metric])} at step {trend.best.step}" if trend.best else ""
     return through + best
 
 
