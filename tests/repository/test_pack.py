@@ -18,7 +18,7 @@ from tests.repository.trees import assert_same, load, tree_of
 
 from safepoint.codec import BLOCK_BYTES, checksum, parse_header
 from safepoint.codec.header import Header
-from safepoint.repository import Repository
+from safepoint.repository import Repository, pack
 from safepoint.repository.stored import Block
 from safepoint.store import MemoryStore
 from safepoint.tree import DTYPES, StateTree, Tensor, TensorSpec, dtype_of
@@ -234,6 +234,27 @@ def test_a_renamed_tensor_is_found_by_its_content() -> None:
     new_bytes(repository, state())
     renamed = {f"new/{name}": value for name, value in state().items()}
     assert new_bytes(repository, renamed) == 0
+
+
+def test_where_most_is_unchanged_digests_alone_find_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(pack, "_MOST_BATCHES", 0)
+    asked: list[int] = []
+    monkeypatch.setattr(pack, "checksum", lambda piece: (asked.append(len(piece)), checksum(piece))[1])
+    leaves: dict[str, Any] = {f"t{n:03}": np.full(1000 + n, n, np.float32) for n in range(200)}
+    repository, _ = save(leaves)
+    before = repository.manifest(repository.resolve())
+    del asked[:]
+    leaves["t100"] = leaves["t100"] + 1  # changed
+    leaves["t150"], leaves["t160"] = leaves["t160"], leaves["t150"]  # in one another's places
+    leaves["t170"] = leaves["t170"][:-1]
+    snapshot = repository.commit(tree_of(leaves))
+    (old,) = before.packs
+    stored = repository.manifest(snapshot).stored
+    assert [name for name, tensor in stored.items() if tensor.blocks[0].pack != old] == ["t100", "t170"]
+    assert len(asked) < 20
+    assert_same(load(repository), leaves)
+    assert repository.verify().ok
 
 
 def test_only_the_changed_block_of_a_large_tensor_is_written() -> None:

@@ -184,21 +184,21 @@ class _PackWriter:
         In the workers: where little changed, these digests are most of a save.
         """
         found: dict[tuple[str, int], Block] = {}
+        looked_at = 0
 
-        def compare(batch: list[tuple[str, int, NDArray[np.uint8]]]) -> dict[tuple[str, int], Block]:
-            same = {}
-            for name, index, piece in batch:
-                block = known.find(name, index, checksum(piece))
-                if block is not None and block.length == len(piece) and block.digest == digest(piece):
-                    same[name, index] = block
-            return same
+        def compare(batch: list[tuple[str, int, NDArray[np.uint8]]]) -> list[tuple[str, int, Block | None]]:
+            quick = 2 * len(found) > looked_at  # mostly unchanged: then digests alone are less work
+            return [(name, index, _known_as(known, name, index, piece, quick=quick)) for name, index, piece in batch]
 
-        def take(same: dict[tuple[str, int], Block]) -> None:
+        def take(results: list[tuple[str, int, Block | None]]) -> None:
+            nonlocal looked_at
+            looked_at += len(results)
+            same = {(name, index): block for name, index, block in results if block is not None}
             found.update(same)
             if known.chosen is not None:
                 known.chosen(same.values())
 
-        running: list[Future[dict[tuple[str, int], Block]]] = []
+        running: list[Future[list[tuple[str, int, Block | None]]]] = []
         batch: list[tuple[str, int, NDArray[np.uint8]]] = []
         size = 0
         for name in names:
@@ -309,3 +309,14 @@ class _PackWriter:
         self._sink.write(0, buffer)
         self._sink.commit(self._position)
         return WrittenPack(stored, self._position, start, digest(header))
+
+
+def _known_as(known: KnownBlocks, name: str, index: int, piece: NDArray[np.uint8], *, quick: bool) -> Block | None:
+    """The known block with the bytes of a piece. The digest decides; without `quick`, for those of a checksum only."""
+    identity = digest(piece) if quick else ""
+    block = known.by_place.get((name, index)) if quick else None
+    if block is None or block.digest != identity:
+        block = known.find(name, index, checksum(piece))
+    if block is None or block.length != len(piece):
+        return None
+    return block if block.digest == (identity or digest(piece)) else None
