@@ -28,6 +28,14 @@ _DTYPES = {
 _PACKED = {21: "uint4", 22: "int4", 23: "float4e2m1", 25: "uint2", 26: "int2"}
 _STRING = 8
 _RAW, _FLOAT, _INT32, _INT64, _DOUBLE, _UINT64 = 9, 4, 5, 7, 10, 11
+# What is listed as numbers, by field: floating-point ones of less than 32 bits as their bits. Source: onnx.proto3.
+_LISTED = {
+    _FLOAT: {"float32", "complex64"}, _DOUBLE: {"float64", "complex128"}, _INT64: {"int64"},
+    _UINT64: {"uint32", "uint64"}, _INT32: {
+        "int32", "int16", "int8", "uint16", "uint8", "bool", "float16", "bfloat16", "float8_e4m3fn",
+        "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu",
+    },
+}  # fmt: skip
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 _MAX_INITIALIZERS = 1_000_000
 _MAX_DEPTH = 16  # of graphs in graphs: branches and loops
@@ -202,6 +210,8 @@ def _leaf(described: _Described, file: File, folder: Folder, beside: dict[str, F
     spec = _spec(described, shape, 0)
     if described.dtype in _PACKED or len(kinds) > 1 or (not kinds and spec.num_elements):
         raise _wrong(path, name, "has no data, or twice")
+    if any(spec.dtype not in _LISTED.get(kind, ()) for kind in kinds):
+        raise _wrong(path, name, f"has {spec.dtype} in a field of other numbers")
     least = 4 if kinds & {_FLOAT} else 8 if kinds & {_DOUBLE} else 1
     if spec.num_elements * least > sum(item.stop - item.start if item.is_bytes else 8 for item in described.data):
         raise _wrong(path, name, f"{spec} in fewer bytes")
