@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -268,3 +269,15 @@ def test_a_model_file_with_a_damaged_key_is_not_taken_for_a_strangers(key: bytes
     path.write_bytes(data.replace(key, key.replace(b"safe", b"sale")))
     with pytest.raises(safepoint.CorruptionError, match="is damaged"):
         safepoint.open(path)
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 40, 1 << 40), (1 << 47, 0, 1 << 16)])
+def test_an_empty_tensor_of_a_shape_that_no_array_has_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises((safepoint.UnsupportedError, safepoint.CorruptionError), match="shape"):
+        safepoint.open(tmp_path / "a.safetensors")
+    header = json.dumps({"a": {"dtype": "F32", "shape": (0, *shape[:1]), "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with safepoint.open(tmp_path / "a.safetensors") as tensors:
+        assert tensors["a"].numpy().size == 0

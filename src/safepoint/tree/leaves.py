@@ -15,6 +15,7 @@ from safepoint.errors import UnsupportedError
 from safepoint.tree.dtypes import DTYPES, dtype_name, dtype_of
 
 _set = msgspec.structs.force_setattr
+_MOST_BYTES = (1 << 63) - 1  # NumPy's, of the axes that are not empty
 
 Bytes: TypeAlias = NDArray[np.uint8]
 Value: TypeAlias = bool | int | float | complex | str | bytes | None
@@ -42,6 +43,8 @@ class TensorSpec(msgspec.Struct, frozen=True, gc=False):
         if dtype is None:
             raise UnsupportedError(f"unknown dtype {self.dtype!r}")
         num_elements = math.prod(self.shape)
+        if num_elements == 0 and math.prod(size or 1 for size in self.shape) * dtype.itemsize > _MOST_BYTES:
+            raise UnsupportedError("an empty tensor of a shape that no array can have", found=str(self.shape)[:80])
         _set(self, "num_elements", num_elements)
         _set(self, "num_bytes", num_elements * dtype.itemsize)
 
