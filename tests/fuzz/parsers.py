@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tests.attacks import test_gguf, test_onnx, test_pytorch, test_tensorflow
+from tests.attacks import test_gguf, test_numpy_files, test_onnx, test_pytorch, test_tensorflow
 from tests.attacks.test_distributed import metadata
 from tests.attacks.test_headers import ATTACKS, file, one
 from tests.attacks.watching import read_all
@@ -27,6 +27,7 @@ from safepoint.repository import Repository, read_model_file, write_model_file
 from safepoint.store import MemoryStore
 
 MEMORY = Path("/dev/shm")
+MOST_BYTES = 4096
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -171,6 +172,11 @@ def _manifest() -> bytes:
     return next(data for name, data in _FILES.items() if name.startswith("manifests/"))
 
 
+def _small(*seeds: bytes) -> list[bytes]:
+    """Those that libFuzzer takes whole."""
+    return [seed for seed in seeds if len(seed) < MOST_BYTES]
+
+
 def _mark() -> str:
     return next(name for name in _FILES if name.startswith("marks/"))
 
@@ -180,9 +186,13 @@ PARSERS: dict[str, Parser] = {
         header, [file(one(), bytes(16)), *(data for data, _ in ATTACKS.values() if len(data) < 1000)]
     ),
     "pickle": Parser(
-        pickled, [test_pytorch.proto(test_pytorch.tensor([4], [1])), *test_pytorch.CALLS.values()]
+        pickled,
+        [
+            test_pytorch.proto(test_pytorch.tensor([4], [1])),
+            *_small(*test_pytorch.CALLS.values(), *test_pytorch.STREAMS.values()),
+        ],
     ),
-    "npy": Parser(opened(".npy"), [_npy()]),
+    "npy": Parser(opened(".npy"), [_npy(), *_small(*(data for data, _ in test_numpy_files.FILES.values()))]),
     "npz": Parser(opened(".npz"), [_npz()]),
     "gguf": Parser(opened(".gguf"), [test_gguf.gguf([], [test_gguf.tensor()]), *test_gguf.FILES.values()]),
     "onnx": Parser(
@@ -192,7 +202,15 @@ PARSERS: dict[str, Parser] = {
     "tensorflow-table": Parser(
         tensorflow_table, [test_tensorflow.table([test_tensorflow.HEADER, (b"w", test_tensorflow.entry())])]
     ),
-    "tensorflow-entry": Parser(tensorflow_entry, [test_tensorflow.entry()]),
+    "tensorflow-entry": Parser(
+        tensorflow_entry,
+        [
+            test_tensorflow.entry(),
+            test_tensorflow.entry(dtype=7, sizes=(2,)),
+            test_tensorflow.entry(sizes=(0, 4)),
+            test_tensorflow.entry(rest=test_tensorflow.BOX),
+        ],
+    ),
     "distributed": Parser(distributed, [metadata(part=_part(_HERE))]),
     "snapshot": Parser(sealed("snapshots/00000000.json"), [_body("snapshots/00000000.json")]),
     "mark": Parser(sealed(_mark()), [_body(_mark())]),

@@ -19,14 +19,14 @@ def fuzz(name: str, seconds: int, seed: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["safepoint"]):
-        from tests.fuzz.parsers import CORPUS, PARSERS
+        from tests.fuzz.parsers import CORPUS, MOST_BYTES, PARSERS
     parser = PARSERS[name]
     found = CORPUS / name
     found.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         for number, data in enumerate(parser.seeds):
             (Path(work) / f"{number}").write_bytes(data)
-        limits = ["-timeout=10", "-rss_limit_mb=2048", "-max_len=4096", f"-artifact_prefix={found}/"]
+        limits = ["-timeout=10", "-rss_limit_mb=2048", f"-max_len={MOST_BYTES}", f"-artifact_prefix={found}/"]
         arguments = [f"-max_total_time={seconds}", f"-seed={seed}", *limits, "-print_final_stats=1", work, str(found)]
         atheris.Setup([sys.argv[0], *arguments], lambda data: void(parser.check(data)))
         atheris.Fuzz()
