@@ -178,6 +178,17 @@ def test_a_snapshot_of_plain_state_keeps_its_lists(tmp_path: Path) -> None:
     assert str(alone) == str(state)
 
 
+def test_what_was_converted_to_a_repository_comes_back(tmp_path: Path) -> None:
+    net = torch.nn.Linear(4, 2)
+    torch.save({"model": net.state_dict(), "ema": {"a.b": torch.ones(1)}, "step": 3}, tmp_path / "a.pt")
+    convert(tmp_path / "a.pt", tmp_path / "run")
+    found = torch.load(convert(tmp_path / "run", tmp_path / "b.pt"), weights_only=True)
+    assert list(found) == ["model", "ema", "step"]
+    assert (list(found["model"]), list(found["ema"]), found["step"]) == (["weight", "bias"], ["a.b"], 3)
+    found = torch.load(convert(tmp_path / "run", tmp_path / "c.pt", "--select", "ema", "--select", "step"))
+    assert list(found) == ["a.b", "step"]
+
+
 def test_ranks_become_the_file_that_torch_makes_of_them(tmp_path: Path) -> None:
     net = torch.nn.Linear(4, 2)
     state = {"model": TENSORS, "net": net.state_dict(), "parts": [torch.ones(1), {"x": torch.zeros(2)}], "at": [1, 2]}

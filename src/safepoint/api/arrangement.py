@@ -35,7 +35,7 @@ def arranged(tensors: Tensors, names: Mapping[str, str]) -> Node:
     for top in tree.names():
         found = tree.child(top)
         new_names = {name: new for name in found.leaves if (new := names.get(join_name(top, name))) is not None}
-        part = _of_one(found, new_names) if new_names else Branch("dict")
+        part = _of_one(found, new_names, prefix="" if top == only else f"{top}/") if new_names else Branch("dict")
         if top != only:
             parts |= {top: part} if new_names else {}
         elif len(new_names) == len(names):
@@ -55,16 +55,19 @@ def _only_object(tensors: Tensors, names: Iterable[str]) -> str:
     return tops.pop() if len(tops) == 1 else ""
 
 
-def by_names(names: Iterable[str]) -> Branch:
-    """`{"model": {"encoder.weight": ...}}` of `model/encoder.weight`; below a name that is a leaf nothing is nested."""
-    names = dict.fromkeys(names)
+def by_names(names: Iterable[str], *, prefix: str = "") -> Branch:
+    """`{"model": {"encoder.weight": ...}}` of `model/encoder.weight`; below a name that is a leaf nothing is nested.
+
+    Without `prefix`, which all have.
+    """
+    relative = {name.removeprefix(prefix): name for name in names}
     root: dict[str, Any] = {}
-    for name in names:
-        node, above, rest = root, "", name
+    for short, name in relative.items():
+        node, above, rest = root, "", short
         while "/" in rest:
             part, _, below = rest.partition("/")
             above = join_name(above, part)
-            if not part or not below or above in names:
+            if not part or not below or above in relative:
                 break
             node, rest = node.setdefault(part, {}), below
         node[rest] = LeafRef(name)
@@ -76,12 +79,14 @@ def _branch(node: Mapping[str, Any]) -> Branch:
     return Branch("dict", tuple(node), tuple(children))
 
 
-def _of_one(tree: StateTree, names: Mapping[str, str]) -> Node:
+def _of_one(tree: StateTree, names: Mapping[str, str], *, prefix: str = "") -> Node:
     """The part of a skeleton that leaves are taken of; by their names, where it does not say where they belong."""
     found = _taken(tree.skeleton, names, whole=len(names) == len(tree.leaves))
-    if not isinstance(found, Branch) or {*_refs(found)} != {*names.values()}:
-        return by_names(names.values())
-    return found
+    if isinstance(found, Branch) and {*_refs(found)} == {*names.values()}:
+        return found
+    if prefix and names.keys() == {""}:  # a value that is tracked by itself
+        return LeafRef(names[""])
+    return by_names(names.values(), prefix=prefix)
 
 
 def _taken(node: Node, names: Mapping[str, str], *, whole: bool) -> Node | None:
