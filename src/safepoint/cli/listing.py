@@ -19,7 +19,10 @@ NUMBERS = (
     "min", "max", "mean", "std", "norm", "zeros", "nan", "inf", "dead_rows", "dead_columns",
     "q01", "q05", "q25", "q50", "q75", "q95", "q99",
 )  # fmt: skip
-_WIDE = 120  # columns of a terminal that has room for quantiles
+# What people see → how wide a terminal is, beside names and what is wrong, that has room for it.
+_WORDS = {"mean": 65, "std": 0, "range": 0, "norm": 0, "5 %": 95, "median": 95, "95 %": 95}
+_PROBLEM_WIDTH = 14
+_LONG_NAME = 40  # longer ones fold
 
 
 def in_order(tensors: Mapping[str, Tensor], stats: Mapping[str, Stats] | None, sort: str | None) -> dict[str, Tensor]:
@@ -97,9 +100,11 @@ def print_rows(console: Console, tensors: Mapping[str, Tensor], stats: Mapping[s
 
     from safepoint.cli.output import cell, table
 
-    wide = console.width >= _WIDE
-    columns = ["size"] if stats is None else [*["mean", "std", "range", "norm"], *(["5 %", "median", "95 %"] * wide)]
     problems = stats is not None and any(stats[name].problems for name in tensors if name in stats)
+    longest = min(_LONG_NAME, max(map(len, tensors), default=0))
+    room = console.width - longest - (_PROBLEM_WIDTH if problems else 0)
+    shown = [word for word, needed in _WORDS.items() if room >= needed]
+    columns = ["size"] if stats is None else shown
     titles = ["name", *(["problem"] if problems else []), *([] if stats is not None else ["type"]), "shape", *columns]
     rows = table(*titles, right=tuple(columns), fold=("name", "shape", "problem"))
     for name, tensor in tensors.items():
@@ -109,18 +114,25 @@ def print_rows(console: Console, tensors: Mapping[str, Tensor], stats: Mapping[s
             cells: list[Text] = [cell(name), cell(spec.dtype, "cyan"), shape, cell(size(spec.num_bytes))]
         else:
             wrong = [cell(", ".join(one.problems) if one is not None else "", "bold red")] if problems else []
-            cells = [cell(name), *wrong, shape, *map(cell, _words(one, wide=wide))]
+            words = _words(one)
+            cells = [cell(name), *wrong, shape, *(cell(words.get(word, "")) for word in shown)]
         rows.add_row(*cells)
     console.print()
     console.print(rows)
 
 
-def _words(stats: Stats | None, *, wide: bool) -> list[str]:
+def _words(stats: Stats | None) -> dict[str, str]:
     if stats is None or stats.quantiles is None:
-        return [""] * (7 if wide else 4)
-    span = f"{stats.minimum:.3g} .. {stats.maximum:.3g}"
-    quantiles = [f"{stats.quantiles[index]:.3g}" for index in (1, 3, 5)] if wide else []
-    return [_number(stats.mean), _number(stats.std), span, _number(stats.norm), *quantiles]
+        return {}
+    return {
+        "mean": _number(stats.mean),
+        "std": _number(stats.std),
+        "range": f"{stats.minimum:.3g} .. {stats.maximum:.3g}",
+        "norm": _number(stats.norm),
+        "5 %": f"{stats.quantiles[1]:.3g}",
+        "median": f"{stats.quantiles[3]:.3g}",
+        "95 %": f"{stats.quantiles[5]:.3g}",
+    }
 
 
 def _number(value: float | None) -> str:
