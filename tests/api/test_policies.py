@@ -150,3 +150,9 @@ def test_prune_keeps_exactly_what_the_policies_say(history: list[Any], keep: lis
     left = {s.number for s in Repository(repository.store).snapshots}
     assert left == oracle(items, keep, now[0])
     assert repository.prune(keep, dry_run=False) == []
+
+
+def test_a_metric_in_the_place_of_the_number_is_told_where_it_belongs() -> None:
+    with pytest.raises(safepoint.UnsupportedError) as raised:
+        safepoint.Best("val_loss")  # type: ignore[arg-type]
+    assert raised.value.hint == "the number comes first: Best(1, 'val_loss')"

@@ -96,7 +96,7 @@ class Ledger:
         specs = {name: tensor.spec for name, tensor in tensors.items()}
         if specs != self._specs:
             wrong = next(name for name in {**specs, **self._specs} if specs.get(name) != self._specs.get(name))
-            raise _differs(found.location, wrong, str(self._specs.get(wrong)), str(specs.get(wrong)))
+            raise _differs(found.location, wrong, _named(self._specs.get(wrong)), _named(specs.get(wrong)))
 
         def compare(name: str) -> int:
             sums = iter(self._sums.get(name, ()))  # a format may not ask for what has no bytes
@@ -204,6 +204,10 @@ def _pieces(tensor: Tensor, spec: TensorSpec, name: str, *, whole: bool) -> Iter
     for start in range(0, size, step):
         piece = read(start, min(start + step, size))
         yield piece if source == target else cast(piece, source, target, name)
+
+
+def _named(spec: TensorSpec | None) -> str:
+    return "no such tensor" if spec is None else str(spec)
 
 
 def _differs(file: str, name: str, expected: str, found: str) -> CorruptionError:

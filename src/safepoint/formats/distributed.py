@@ -86,7 +86,7 @@ def read(folder: Path) -> Contents:
                 leaves[name] = _tensor(flat, _fields(described, index.path), places, opened, index.path)
                 nodes[path] = LeafRef(name)
     metadata: dict[str, Any] = {"files": list(opened)} | ({"not_read": left_out} if left_out else {})
-    title = f"PyTorch distributed checkpoint, {len(opened)} files"
+    title = f"PyTorch distributed checkpoint, {len(opened)} file{'s' if len(opened) != 1 else ''}"
     tree = StateTree(leaves, _nested(nodes))
     return Contents("distributed", title, "PyTorch", str(folder), tree, metadata, tuple(opened.values()))
 
