@@ -158,3 +158,18 @@ def test_equal_blocks_of_a_run_are_not_read(files: None, safepoint: Any, bytes_r
     assert document["moved"][0]["relative"] == 0.5
     assert document["values"] == {"m/epoch": [0, 1]}
     assert document["equal"] == 1
+
+
+def test_random_state_has_no_distance(safepoint: Any, tmp_path: Path) -> None:
+    import safepoint as library
+
+    state = {"w": np.zeros(3)}
+    with library.CheckpointManager(library.Checkpoint(state=state), tmp_path / "run") as manager:
+        for _ in manager.steps(2):
+            np.random.random()
+            state["w"] += 1
+            manager.save()
+    found = safepoint("diff", str(tmp_path / "run@0"), str(tmp_path / "run@1"), "--json").json
+    assert [item["name"] for item in found["moved"]] == ["state/w"]
+    assert all(name.startswith("random/") for name in found["bytes"])
+    assert found["bytes"] or found["values"]

@@ -22,6 +22,7 @@ from safepoint.tree import DTYPES, Tensor, TensorSpec, dtype_of, rename
 _RUN_ELEMENTS = 16 << 10  # stays in a core's cache, in double precision too
 _SMALL_RANK = 16  # a matrix that cannot have more says nothing of how it was trained
 _THREADS = 2
+_RANDOM = re.compile(r"(ranks/\d+/)?random/")  # random state of a snapshot: numbers without a distance
 
 
 @final
@@ -62,7 +63,7 @@ class Difference:
         values: name → (first, second), of plain values.
         moved: tensors whose elements differ, the most first.
         equal: how many tensors have the same bytes.
-        opaque: names whose bytes differ, of a dtype without numbers.
+        opaque: names whose bytes differ, of a dtype without numbers or of random state, which has no distance.
         rules: regular expression → replacement, that the first's names went through: those asked for or, where the two
             have no name in common, a prefix of one of them.
     """
@@ -166,7 +167,8 @@ def _most(names: Collection[str], others: Collection[str]) -> tuple[str, int]:
 
 def _compare(first: Tensors, old: str, second: Tensors, new: str) -> Moved | str | None:
     a, b = first.tree.tensors[old], second.tree.tensors[new]
-    if not (has_numbers(a.spec.dtype) and has_numbers(b.spec.dtype)):
+    has_no_distance = _RANDOM.match(old) is not None and first.kind == second.kind == "snapshot"
+    if has_no_distance or not (has_numbers(a.spec.dtype) and has_numbers(b.spec.dtype)):
         return None if a.spec == b.spec and np.array_equal(a.read(), b.read()) else new
     running = _Running(a.spec, b.spec)
     for start, stop in _spans(first.source, old, second.source, new, a.spec, b.spec):
