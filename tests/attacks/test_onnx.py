@@ -103,6 +103,7 @@ FILES = {
     "a number of any size for one of 4": model(tensor((1,), rest=field(4, 1 << 40))),
     "a number of 4 bytes for one of 8": model(tensor((1,), 11, varint(10 << 3 | 5) + b"\0" * 4)),
     "complex numbers as whole ones": model(tensor((1,), 15, field(5, b"\1\1"))),
+    "half a complex number": model(tensor((1,), 14, field(4, b"\0" * 12))),
     "whole numbers as fractions": model(tensor((1,), 7, field(10, b"\0" * 8))),
     "raw data twice": model(tensor((1,), 2, field(9, b"\1") + field(9, b"\1"))),
     "numbers in too many bytes": model(tensor((1,), rest=field(4, b"\0" * 5))),

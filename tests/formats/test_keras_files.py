@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import subprocess
 import sys
 import zipfile
@@ -14,7 +16,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from tests.attacks.watching import refused
+from tests.attacks.watching import read_all, refused
 from tests.formats.comparing import read_apart
 
 import safepoint
@@ -173,6 +175,53 @@ def test_a_hostile_hdf5_file_is_refused(attack: Callable[[Any, Path], None], wra
             archive.write(path, "model.weights.h5")
         path = inside / "x.keras"
     refused(path, safepoint.CorruptionError)
+
+
+def test_a_heap_over_which_the_library_never_ends_is_not_shown_to_it(tmp_path: Path) -> None:
+    """A free object of no size, before the one that is looked for."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.ones(3, np.float32)
+        file.attrs["backend"] = "a text"
+        file.attrs["model_config"] = "{}"
+    data = bytearray((tmp_path / "x.h5").read_bytes())
+    at = data.index(b"GCOL") + 16
+    data[at : at + 16] = bytes(16)
+    (tmp_path / "x.h5").write_bytes(data)
+    refused(tmp_path / "x.h5", safepoint.CorruptionError, "a text is not where it should be")
+
+
+def test_texts_are_those_that_h5py_reads(tmp_path: Path) -> None:
+    texts = {"backend": "größer " * 500, "keras_version": "", "model_config": json.dumps({"a": [1] * 900})}
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"] = np.ones(3, np.float32)
+        file.attrs.update({f"other{n}": "z" * n for n in range(40)})
+        file.attrs.update(texts)
+        file.attrs["training_config"] = np.bytes_(b'{"b": 2}')  # of a fixed length
+    with safepoint.open(tmp_path / "x.h5") as tensors:
+        assert tensors.metadata["backend"] == texts["backend"][:100]
+        assert tensors.metadata["keras_version"] == ""
+        assert tensors.metadata["model_config"] == {"a": [1] * 900}
+        assert tensors.metadata["training_config"] == {"b": 2}
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.weights.h5", "m.h5"])
+def test_whatever_the_library_says_of_damage_is_our_error(model: Any, name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    model.save_weights(path) if "weights" in name else model.save(path)
+    whole = path.read_bytes()
+    rng = random.Random(7)
+    refusals = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            at = rng.randrange(len(data))
+            data[at : at + rng.choice((1, 8))] = rng.choice((b"\xff" * 8, bytes(8), rng.randbytes(1)))
+        path.write_bytes(data)
+        try:
+            read_all(path)
+        except safepoint.SafepointError:
+            refusals += 1
+    assert refusals > 20
 
 
 def test_an_hdf5_file_cut_short_or_flipped_is_an_error(tmp_path: Path) -> None:

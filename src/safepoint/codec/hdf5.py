@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safepoint.errors import CorruptionError, UnsupportedError
+from safepoint.codec.hdf5_texts import texts_of
+from safepoint.errors import CorruptionError, SafepointError, UnsupportedError
 from safepoint.tree import DTYPES, TensorSpec, dtype_name, dtype_of, join_name
 
 _MAX_DEPTH = 64
@@ -32,7 +33,7 @@ def opened_hdf5(file: IO[bytes] | io.RawIOBase, path: str) -> Iterator[Any]:
     Raises:
         As `open_hdf5`.
     """
-    with open_hdf5(file, path) as weights:
+    with told_as_damage(path), open_hdf5(file, path) as weights:
         yield weights
 
 
@@ -44,10 +45,24 @@ def open_hdf5(file: IO[bytes] | io.RawIOBase, path: str) -> Any:
         CorruptionError: not an HDF5 file.
     """
     library = import_h5py(f"reading {path}")
-    try:
+    with told_as_damage(path):
         return library.File(file, "r")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CorruptionError(f"the weights in {path} are no HDF5 file", file=path, found=error) from error
+
+
+@contextmanager
+def told_as_damage(path: str, name: str = "") -> Iterator[None]:
+    """Whatever the library raises over a file is damage of it: h5py has no error of its own, and many of Python's.
+
+    Raises:
+        CorruptionError: in place of those.
+    """
+    try:
+        yield
+    except SafepointError:
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AttributeError) as error:
+        what = f"{name} in {path} is damaged" if name else f"{path} is damaged, or no HDF5 file"
+        raise CorruptionError(what, file=path, name=name or None, found=error) from error
 
 
 def import_h5py(why: str) -> Any:
@@ -63,14 +78,22 @@ def import_h5py(why: str) -> Any:
     return h5py
 
 
-def datasets(weights: Any, path: str) -> dict[str, Any]:
+def datasets(weights: Any, file: IO[bytes] | io.RawIOBase, path: str) -> dict[str, Any]:
     """Name → dataset, each checked; names as Keras spells them (`layers/dense/vars/0`).
+
+    Args:
+        weights: the opened file.
+        file: that it was opened from.
+        path: of it, for errors.
 
     Raises:
         CorruptionError: links, external or virtual data, references, filters of others, or sizes that are not stored.
     """
     found: dict[str, Any] = {}
-    _visit(weights, "", path, found, set(), 0)
+    with told_as_damage(path):
+        for name, dataset in _visit(weights, "", path, set(), 0):
+            _check(dataset, path, name, lambda opaque: texts_at(opaque, file, {"dtype"}, path))
+            found[name] = dataset
     return found
 
 
@@ -88,41 +111,58 @@ def read_into(dataset: Any, spec: TensorSpec, data: NDArray[np.uint8], path: str
     """
     wanted = np.dtype((np.void, 2)) if dataset.dtype.kind == "V" else dtype_of(spec.dtype)
     array = data.view(wanted).reshape(spec.shape)
-    try:
+    with told_as_damage(path, dataset.name):
         if array.size:
             dataset.read_direct(array)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise CorruptionError(
-            f"{dataset.name} in {path} is damaged", file=path, name=dataset.name, found=error
-        ) from error
 
 
-def _visit(group: Any, prefix: str, path: str, found: dict[str, Any], seen: set[Any], depth: int) -> None:
+def texts_at(obj: Any, file: IO[bytes] | io.RawIOBase, names: Collection[str], path: str) -> dict[str, str]:
+    """Those attributes of a group or dataset that are texts, in a file as `datasets` has it.
+
+    Raises:
+        CorruptionError: the file is damaged.
+    """
+
+    def read(offset: int, length: int) -> bytes:
+        file.seek(offset)
+        return file.read(length) or b""
+
+    with told_as_damage(path):
+        return texts_of(read, file.seek(0, io.SEEK_END), _address(obj), names, path=path)
+
+
+def _address(obj: Any) -> int:
+    """Where the header of a group or dataset is in its file."""
     import h5py
 
-    info = h5py.h5o.get_info(group.id)
-    if info.addr in seen or depth > _MAX_DEPTH or len(seen) > _MAX_OBJECTS:
+    return int(h5py.h5o.get_info(obj.id).addr)
+
+
+def _visit(group: Any, prefix: str, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    import h5py
+
+    address = _address(group)
+    if address in seen or depth > _MAX_DEPTH or len(seen) > _MAX_OBJECTS:
         raise CorruptionError(f"groups of the weights in {path} contain each other", file=path, name=prefix)
-    seen.add(info.addr)
+    seen.add(address)
     for key in group:
         name = join_name(prefix, key)
         if group.get(key, getclass=True, getlink=True) is not h5py.HardLink:
             raise _refused(path, name, "a link to something else")
         kind = group.get(key, getclass=True)
         if kind is h5py.Group:
-            _visit(group[key], name, path, found, seen, depth + 1)
+            yield from _visit(group[key], name, path, seen, depth + 1)
         elif kind is h5py.Dataset:
-            dataset = group[key]
-            _check(dataset, path, name)
-            found[name] = dataset
+            yield name, group[key]
         else:
             raise _refused(path, name, "a named type")
 
 
-def _check(dataset: Any, path: str, name: str) -> None:
+def _check(dataset: Any, path: str, name: str, texts: Callable[[Any], dict[str, str]]) -> None:
     if dataset.shape is None or dataset.is_virtual or dataset.external:
         raise _refused(path, name, "data outside of the file")
-    bfloat16 = dataset.dtype == np.dtype((np.void, 2)) and str(dataset.attrs.get("dtype")) == "bfloat16"
+    is_opaque = dataset.dtype == np.dtype((np.void, 2))
+    bfloat16 = is_opaque and texts(dataset).get("dtype") == "bfloat16"
     if not bfloat16 and (dataset.dtype.kind not in "biufc" or dataset.dtype.name not in DTYPES):
         raise _refused(path, name, f"elements of type {dataset.dtype}")
     properties = dataset.id.get_create_plist()

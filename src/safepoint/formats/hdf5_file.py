@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, final
 
 import numpy as np
 
 from safepoint.codec import check_member
-from safepoint.codec.hdf5 import datasets, open_hdf5, read_into, spec_of
+from safepoint.codec.hdf5 import datasets, open_hdf5, read_into, spec_of, texts_at, told_as_damage
 from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.formats.contents import Contents, stretch
 from safepoint.formats.files import Readable, Stream, Window
@@ -54,10 +55,12 @@ def read(file: Readable) -> Contents:
         CorruptionError: links, external or virtual data, filters of others, or sizes that are not stored.
         UnsupportedError: h5py is not installed.
     """
-    library = open_hdf5(Stream(file), file.path)
+    stream = Stream(file)
+    library = open_hdf5(stream, file.path)
     opened = _Opened(library, file)
-    leaves = _leaves(library, file, opened, lambda: None)
-    metadata = _attributes(library)
+    with told_as_damage(file.path):
+        leaves = _leaves(library, stream, file, opened, lambda: None)
+    metadata = _attributes(texts_at(library, stream, _ATTRIBUTES, file.path))
     title = "Keras HDF5 model" if "model_config" in metadata else "HDF5 file"
     framework = "Keras" if metadata or any("/vars/" in name for name in leaves) else ""
     return Contents("hdf5", title, framework, file.path, StateTree(leaves), metadata, (opened,))
@@ -87,7 +90,8 @@ def read_keras(archive: Archive) -> Contents:
         weights: Readable = _Memory(archive.whole(WEIGHTS, 0, member.num_bytes), file)
     else:
         weights = Window(file, member.start, member.num_bytes)
-    library = open_hdf5(Stream(weights), file.path)
+    stream = Stream(weights)
+    library = open_hdf5(stream, file.path)
     opened = _Opened(library, weights)
     verified: list[bool] = [member.deflated]
 
@@ -96,7 +100,8 @@ def read_keras(archive: Archive) -> Contents:
             check_member(file.read, member, file=file.path)
             verified[0] = True
 
-    leaves = _leaves(library, weights, opened, verify)
+    with told_as_damage(file.path):
+        leaves = _leaves(library, stream, weights, opened, verify)
     facts = {"keras_version": str(metadata.get("keras_version"))[:40], "config": config, "metadata": metadata}
     return Contents("keras", "Keras model", "Keras", file.path, StateTree(leaves), facts, (opened,))
 
@@ -126,9 +131,9 @@ class _Memory:
         self._file.close()
 
 
-def _leaves(library: Any, file: Readable, opened: _Opened, verify: Any) -> dict[str, Leaf]:
+def _leaves(library: Any, stream: Stream, file: Readable, opened: _Opened, verify: Any) -> dict[str, Leaf]:
     leaves: dict[str, Leaf] = {}
-    for name, dataset in datasets(library, file.path).items():
+    for name, dataset in datasets(library, stream, file.path).items():
         spec = spec_of(dataset)
         offset = dataset.id.get_offset()
         read_whole = partial(_read, dataset, spec, opened, file.path, verify)
@@ -148,19 +153,10 @@ def _read(dataset: Any, spec: TensorSpec, opened: _Opened, path: str, verify: An
     return data
 
 
-def _attributes(library: Any) -> dict[str, Any]:
+def _attributes(texts: Mapping[str, str]) -> dict[str, Any]:
     """What Keras wrote beside the weights; JSON as data, text as text."""
     found: dict[str, Any] = {}
-    for name in _ATTRIBUTES:
-        if name not in library.attrs:
-            continue
-        kind = library.attrs.get_id(name)
-        if kind.shape != () or kind.dtype.kind not in "OSU":
-            continue
-        value = library.attrs[name]
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        if not isinstance(text, str) or len(text) > _MAX_TEXT_BYTES:
-            continue
+    for name, text in texts.items():
         try:
             found[name] = json.loads(text) if name.endswith("config") else text[:100]
         except (ValueError, RecursionError):

@@ -234,6 +234,8 @@ def _decode(described: _Described, spec: TensorSpec, file: File) -> Bytes:
         parts = [_fixed(message, item, item_dtype, described.name) for item in described.data]
         data = np.concatenate(parts) if parts else np.empty(0, item_dtype)
         if spec.dtype.startswith("complex"):
+            if len(data) % 2:
+                raise _wrong(file.path, described.name, "has half a complex number")
             data = data.view(dtype)
     else:
         numbers = np.array([n for item in described.data for n in message.numbers(item)], np.int64)

@@ -52,7 +52,7 @@ class Archive:
         leaves: dict[str, Leaf] = {}
         weights: dict[str, list[float]] = {}
         with self.container.weights() as file, opened_hdf5(file, self.path) as opened:
-            found = datasets(opened, self.path)
+            found = datasets(opened, file, self.path)
             for theirs, spec in self.specs.items():
                 data = aligned_buffer(spec.num_bytes)
                 read_into(found[theirs], spec, data, self.path)
@@ -178,7 +178,7 @@ def read_archive(path: str) -> Archive:
         "config": _json(container, CONFIG),
     }
     with container.weights() as file, opened_hdf5(file, path) as opened:
-        found = {name: spec_of(dataset) for name, dataset in datasets(opened, path).items() if is_variable(name)}
+        found = {name: spec_of(dataset) for name, dataset in datasets(opened, file, path).items() if is_variable(name)}
     return Archive(path, structure, found, container)
 
 
