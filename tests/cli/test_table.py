@@ -44,3 +44,11 @@ def test_wide_characters_and_parts_of_a_cell_count_as_they_show() -> None:
 
 def test_no_rows_are_only_titles() -> None:
     assert printed(table("a", "b"), 80) == ["a  b"]
+
+
+def test_lines_end_where_parts_of_names_do() -> None:
+    rows = table("name", "how", fold=("name",))
+    rows.add_row(cell("optim/state/1/exp_avg_sq"), cell("all of it"))
+    rows.add_row(cell("x" * 24), cell(""))
+    name = [line[:17].strip() for line in printed(rows, 28)]
+    assert name == ["name", "optim/state/1/", "exp_avg_sq", "x" * 17, "x" * 7]

@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 _GAP = "  "
+_ENDS = " /.,"  # a line of a cell may end behind one of them
 
 
 @final
@@ -64,7 +65,7 @@ class Table:
     ) -> list[tuple[list[Segment], int]]:
         """The lines of a cell, each with its width."""
         if _width(cell) > width:
-            wrapped = cell.wrap(console, width, overflow="fold")
+            wrapped = _folded(cell, width) if cell.plain.isascii() else cell.wrap(console, width, overflow="fold")
             return [(list(line.render(console)), _width(line)) for line in wrapped]
         if cell.spans:
             return [(list(cell.render(console)), _width(cell))]
@@ -72,6 +73,20 @@ class Table:
         if word not in styles:
             styles[word] = console.get_style(word, default="")
         return [([Segment(cell.plain, styles[word])], _width(cell))]
+
+
+def _folded(cell: Text, width: int) -> list[Text]:
+    """Lines that end where words or parts of a name do, if that leaves half of the width; else where it is full."""
+    plain, start = cell.plain, 0
+    cuts: list[int] = []
+    while len(plain) - start > width:
+        end = max(plain.rfind(mark, start, start + width) for mark in _ENDS) + 1
+        start = end if end - start > width // 2 else start + width
+        cuts.append(start)
+    lines = cell.divide(cuts)
+    for line in lines:
+        line.rstrip()
+    return list(lines)
 
 
 def _width(text: Text) -> int:
