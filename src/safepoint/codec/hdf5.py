@@ -33,7 +33,7 @@ def opened_hdf5(file: IO[bytes] | io.RawIOBase, path: str) -> Iterator[Any]:
     Raises:
         As `open_hdf5`.
     """
-    with told_as_damage(path), open_hdf5(file, path) as weights:
+    with open_hdf5(file, path) as weights:
         yield weights
 
 
