@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tests.attacks.test_distributed import metadata
 from tests.attacks.test_headers import ATTACKS, file, one
 from tests.attacks.watching import read_all
 from tests.crash.scenario import content_of, tree_of
+from tests.parsers import test_hdf5_texts
 
 from safepoint.codec import digest, read_header, seal
 from safepoint.codec.hdf5_texts import texts_of
@@ -90,23 +90,6 @@ def pickled(data: bytes) -> None:
 def hdf5_texts(data: bytes) -> None:
     """From an object's header at the beginning of the file."""
     texts_of(lambda start, length: data[start : start + length], len(data), 0, {"a", "b"}, path="fuzz")
-
-
-def _hdf5() -> bytes:
-    """A header with a text in a heap, one of a fixed length, and a block that goes on elsewhere."""
-    kind = bytes([0x19, 1, 0, 0, 16, 0, 0, 0, 0x10, 0, 0, 0, 1, 0, 0, 0, 0, 0, 8, 0])
-    heap = b"GCOL\1\0\0\0" + struct.pack("<Q", 56) + struct.pack("<HHIQ", 1, 0, 0, 3) + b"abc".ljust(8, b"\0")
-    first = (
-        struct.pack("<BxHHH", 1, 2, 20, 8) + b"a".ljust(8, b"\0") + kind.ljust(24, b"\0") + bytes([1]).ljust(8, b"\0")
-    )
-    first += struct.pack("<IQI", 3, 200, 1)
-    second = struct.pack("<BxHHH", 1, 2, 8, 8) + b"b".ljust(8, b"\0") + bytes([0x13, 0, 0, 0, 4, 0, 0, 0])
-    second += bytes([1]).ljust(8, b"\0") + b"text"
-    block = struct.pack("<HHB3x", 0x0C, len(second), 0) + second
-    messages = struct.pack("<HHB3x", 0x0C, len(first), 0) + first
-    messages += struct.pack("<HHB3xQQ", 0x10, 16, 0, 300, len(block))
-    header = struct.pack("<BxHII4x", 1, 3, 1, len(messages)) + messages
-    return header.ljust(200, b"\0") + heap.ljust(100, b"\0") + block
 
 
 def tensorflow_table(data: bytes) -> None:
@@ -223,7 +206,7 @@ PARSERS: dict[str, Parser] = {
         opened(".onnx"),
         [test_onnx.model(test_onnx.tensor(), test_onnx.LISTED, test_onnx.PACKED), *test_onnx.FILES.values()],
     ),
-    "hdf5-texts": Parser(hdf5_texts, [_hdf5()]),
+    "hdf5-texts": Parser(hdf5_texts, [test_hdf5_texts.SOUND]),
     "tensorflow-table": Parser(
         tensorflow_table, [test_tensorflow.table([test_tensorflow.HEADER, (b"w", test_tensorflow.entry())])]
     ),

@@ -34,6 +34,7 @@ MODULES: dict[str, list[str]] = {
     ],
     "codec.values": ["tests/parsers/test_values.py", "tests/repository/test_rules.py"],
     "codec.strict_json": ["tests/attacks/test_headers.py", "tests/repository/test_damage.py"],
+    "codec.hdf5_texts": ["tests/parsers/test_hdf5_texts.py"],
     "formats.pickles": ["tests/parsers/test_pickles.py", "tests/attacks/test_pytorch.py"],
     "formats.cursor": ["tests/parsers/test_cursor.py"],
     "formats.protobuf": ["tests/parsers/test_protobuf.py"],
@@ -41,7 +42,12 @@ MODULES: dict[str, list[str]] = {
     "repository.schema": ["tests/parsers/test_schema.py", "tests/repository/test_rules.py", "tests/golden"],
     "repository.stored": ["tests/parsers/test_stored.py", *REPOSITORY],
     "repository.collect": ["tests/repository/test_sweep.py", "tests/repository/test_rules.py"],
-    "repository.commit": ["tests/repository/test_commit.py", *REPOSITORY, "tests/crash/test_store_faults.py"],
+    "repository.commit": [
+        "tests/repository/test_commit.py",
+        *REPOSITORY,
+        "tests/repository/test_healing.py",
+        "tests/crash/test_store_faults.py",
+    ],
     "repository.verify": [
         "tests/repository/test_verify.py",
         "tests/repository/test_repair.py",
