@@ -226,8 +226,10 @@ def _spec(described: _Described, shape: tuple[int, ...], num_bytes: int) -> Tens
 
 def _decode(described: _Described, spec: TensorSpec, file: File) -> Bytes:
     """Elements that are listed as numbers: floating-point ones as they are, the others one by one."""
+    if not described.data:
+        return np.empty(0, np.uint8)
     message = Message(file.read, 0, file.num_bytes, file=file.path)
-    (kind,) = {item.number for item in described.data} or {_RAW}
+    (kind,) = {item.number for item in described.data}
     dtype = dtype_of(spec.dtype)
     if kind in {_FLOAT, _DOUBLE}:
         item_dtype = np.dtype("<f4" if kind == _FLOAT else "<f8")
