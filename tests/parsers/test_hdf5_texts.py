@@ -77,6 +77,16 @@ def test_a_text_ends_with_its_first_zero_and_is_utf_8() -> None:
     assert read(object_with(message(attribute(b"a", fixed(1), b"xy")))) == {"a": "x"}
 
 
+def test_parts_stand_at_multiples_of_eight() -> None:
+    long = b"a name of twenty-one."
+    data = object_with(
+        message(attribute(long, fixed(4) + b"\1\2\3", b"text", space=SCALAR + b"\0" * 5), flags=1),
+        message(attribute(b"b", ANY_LENGTH, place(4, 3))),
+        heap=heap((1, b"x" * 17), (2, b"y" * 9), (3, b"more")),
+    )
+    assert read(data, long.decode(), "b") == {long.decode(): "text", "b": "more"}
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -134,7 +144,13 @@ def test_blocks_that_lead_to_each_other_come_to_an_end() -> None:
 
 
 def test_no_more_is_read_than_a_text_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hdf5_texts, "_MOST_BYTES", 100)
-    assert read(object_with(A_PLACE, heap=heap((2, b"abc")))) == {"a": "abc"}
+    large = object_with(A_PLACE, heap=heap((2, b"abc"), (3, b"x" * 160)))
+    assert len(heap((2, b"abc"), (3, b"x" * 160))) == 216
+    monkeypatch.setattr(hdf5_texts, "_MOST_BYTES", 216)
+    assert read(large) == {"a": "abc"}
+    monkeypatch.setattr(hdf5_texts, "_MOST_BYTES", 215)
     with pytest.raises(CorruptionError):
-        read(object_with(A_PLACE, heap=heap((2, b"abc"), (3, b"x" * 80))))
+        read(large)
+    monkeypatch.setattr(hdf5_texts, "_MOST_BYTES", len(A_PLACE) - 1)
+    with pytest.raises(CorruptionError):
+        read(object_with(A_PLACE, heap=heap((2, b"abc"))))

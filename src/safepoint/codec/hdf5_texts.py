@@ -53,7 +53,7 @@ def texts_of(read: Read, num_bytes: int, address: int, names: Collection[str], *
         if known is not None and known[0] in names:
             name, kind, data = known
             text = data if kind == _FIXED else _in_heap(take, data, path)
-            found[name] = text.split(b"\0", 1)[0].decode("utf-8", "replace")
+            found[name] = text.partition(b"\0")[0].decode("utf-8", "replace")
     return found
 
 
@@ -92,7 +92,7 @@ def _name_and_kind(body: bytes) -> tuple[str, int, bytes] | None:
         parts.append(body[position : position + size])
         position += -(-size // 8) * 8
     name, kind, space = parts
-    if len(kind) < 8 or len(space) < 2 or space[:2] != b"\1\0":  # of rank 0
+    if len(kind) < 8 or space[:2] != b"\1\0":  # of rank 0
         return None
     number, length = kind[0] & 15, int.from_bytes(kind[4:8], "little")
     if number == _FIXED:
