@@ -2,6 +2,7 @@
 
 from safepoint.codec.archive import Member, check_content, check_member, read_member, read_members, read_prefix
 from safepoint.codec.blocks import BLOCK_BYTES, CHECKSUM_LENGTH, DIGEST_LENGTH, Checksum, checksum, cut, digest
+from safepoint.codec.crc32 import crc32
 from safepoint.codec.header import Entry, Header, build_header, parse_header, read_header
 from safepoint.codec.seal import seal, unseal
 from safepoint.codec.strict_json import parse_json
@@ -19,6 +20,7 @@ __all__ = [
     "check_content",
     "check_member",
     "checksum",
+    "crc32",
     "cut",
     "decode_node",
     "decode_value",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from safepoint.codec.crc32 import crc32
 from safepoint.errors import CorruptionError, UnsupportedError
 
 Read = Callable[[int, int], bytes]
@@ -120,8 +121,8 @@ def read_member(read: Read, member: Member, *, file: str) -> bytes:
             raise _damaged(member, file, found=error) from error
         if len(data) != member.num_bytes or not unpacker.eof or unpacker.unused_data or unpacker.unconsumed_tail:
             raise _damaged(member, file, expected=f"{member.num_bytes} bytes", found="another number")
-    if member.crc is not None and zlib.crc32(data) != member.crc:
-        raise _damaged(member, file, expected=f"CRC {member.crc:08x}", found=f"{zlib.crc32(data):08x}")
+    if member.crc is not None and crc32(data) != member.crc:
+        raise _damaged(member, file, expected=f"CRC {member.crc:08x}", found=f"{crc32(data):08x}")
     return data
 
 
@@ -156,7 +157,7 @@ def check_member(read: Read, member: Member, *, file: str) -> None:
     if member.crc is None:
         return
     for start in range(0, member.num_bytes, _PIECE_BYTES):
-        crc = zlib.crc32(read(member.start + start, min(_PIECE_BYTES, member.num_bytes - start)), crc)
+        crc = crc32(read(member.start + start, min(_PIECE_BYTES, member.num_bytes - start)), crc)
     if crc != member.crc:
         raise _damaged(member, file, expected=f"CRC {member.crc:08x}", found=f"{crc:08x}")
 
@@ -167,8 +168,8 @@ def check_content(data: NDArray[np.uint8], member: Member, *, file: str) -> None
     Raises:
         CorruptionError: it is not what was written.
     """
-    if member.crc is not None and zlib.crc32(data.data) != member.crc:
-        raise _damaged(member, file, expected=f"CRC {member.crc:08x}", found=f"{zlib.crc32(data.data):08x}")
+    if member.crc is not None and crc32(data.data) != member.crc:
+        raise _damaged(member, file, expected=f"CRC {member.crc:08x}", found=f"{crc32(data.data):08x}")
 
 
 def _damaged(member: Member, file: str, *, expected: str | None = None, found: object) -> CorruptionError:

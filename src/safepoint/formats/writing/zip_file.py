@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 import struct
-import zlib
 from collections.abc import Iterable
 from typing import NamedTuple, final
 
+from safepoint.codec import crc32
 from safepoint.formats.writing.content import refuse_name
 from safepoint.formats.writing.output import Output
 from safepoint.tree.leaves import Bytes
@@ -129,4 +129,4 @@ def _narrow(number: int) -> int:
 
 
 def _crc32(data: bytes | Bytes, before: int = 0) -> int:
-    return zlib.crc32(data if isinstance(data, bytes) else data.data, before)
+    return crc32(data if isinstance(data, bytes) else data.data, before)
