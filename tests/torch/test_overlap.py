@@ -141,16 +141,20 @@ def test_a_run_that_swaps_weights_between_save_and_step_is_found_out_in_the_firs
     assert not manager._overlap._is_on
 
 
-def test_where_no_thread_can_be_started_it_is_copied_at_once(tmp_path, monkeypatch):
-    model, optimizer = _training()
+def _refuse_threads(monkeypatch, name):
     start = threading.Thread.start
 
     def refuse(thread):
-        if thread.name == "safepoint-overlap":
+        if thread.name == name:
             raise RuntimeError("can't start new thread")
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_where_no_thread_can_be_started_it_is_copied_at_once(tmp_path, monkeypatch):
+    model, optimizer = _training()
+    _refuse_threads(monkeypatch, "safepoint-overlap")
     with _manager(tmp_path / "run", model, optimizer) as manager:
         for _ in range(4):
             _step(model, optimizer)
@@ -164,18 +168,11 @@ def test_where_no_thread_can_be_started_it_is_copied_at_once(tmp_path, monkeypat
 
 def test_a_save_that_cannot_begin_leaves_the_next_step_free(tmp_path, monkeypatch):
     model, optimizer = _training()
-    start = threading.Thread.start
-
-    def refuse(thread):
-        if thread.name == "safepoint-save":
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     with _manager(tmp_path / "run", model, optimizer) as manager:
         for _ in range(3):
             _step(model, optimizer)
             manager.save().result()
-        monkeypatch.setattr(threading.Thread, "start", refuse)
+        _refuse_threads(monkeypatch, "safepoint-save")
         with pytest.raises(safepoint.StoreError, match="no thread can be started"):
             manager.save()
         monkeypatch.undo()

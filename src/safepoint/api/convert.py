@@ -102,11 +102,10 @@ def convert(
             return _to_repository(tensors, leaves, path, dtype=wanted, rename=rename, progress=progress)
         check_room(found, Path(path), force=force)
         names = foreign_names(tensors, leaves, found.kind)
-        skeleton = arranged(tensors, names)
         if rename:
             renamed = rename_names(names.values(), rename)
             names = {name: renamed[new] for name, new in names.items()}
-            skeleton = by_names(names.values())
+        skeleton = by_names(names.values()) if rename else arranged(tensors, names)
         return _to_file(
             tensors, leaves, names, skeleton, found, Path(path), dtype=wanted, force=force, progress=progress
         )

@@ -196,5 +196,6 @@ def default_keep() -> tuple[Latest, Best]:
 
 def _check(policy: object, number: object) -> None:
     if isinstance(number, bool) or not (isinstance(number, int | float) and number > 0):
-        hint = f"the number comes first: Best(1, {number!r})" if isinstance(number, str) else None
+        is_metric = isinstance(policy, Best) and isinstance(number, str)
+        hint = f"the number comes first: Best(1, {number!r})" if is_metric else None
         raise UnsupportedError(f"{policy!r}", expected="a number greater than 0", hint=hint)

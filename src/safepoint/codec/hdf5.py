@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -92,7 +92,7 @@ def datasets(weights: Any, file: IO[bytes] | io.RawIOBase, path: str) -> dict[st
     found: dict[str, Any] = {}
     with told_as_damage(path):
         for name, dataset in _visit(weights, "", path, set(), 0):
-            _check(dataset, path, name, lambda opaque: texts_at(opaque, file, {"dtype"}, path))
+            _check(dataset, file, path, name)
             found[name] = dataset
     return found
 
@@ -158,11 +158,11 @@ def _visit(group: Any, prefix: str, path: str, seen: set[int], depth: int) -> It
             raise _refused(path, name, "a named type")
 
 
-def _check(dataset: Any, path: str, name: str, texts: Callable[[Any], dict[str, str]]) -> None:
+def _check(dataset: Any, file: IO[bytes] | io.RawIOBase, path: str, name: str) -> None:
     if dataset.shape is None or dataset.is_virtual or dataset.external:
         raise _refused(path, name, "data outside of the file")
     is_opaque = dataset.dtype == np.dtype((np.void, 2))
-    bfloat16 = is_opaque and texts(dataset).get("dtype") == "bfloat16"
+    bfloat16 = is_opaque and texts_at(dataset, file, {"dtype"}, path).get("dtype") == "bfloat16"
     if not bfloat16 and (dataset.dtype.kind not in "biufc" or dataset.dtype.name not in DTYPES):
         raise _refused(path, name, f"elements of type {dataset.dtype}")
     properties = dataset.id.get_create_plist()

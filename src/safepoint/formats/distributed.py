@@ -208,7 +208,7 @@ def _nested(nodes: Mapping[_Path, Node]) -> Branch:
 
 def _branch(content: Mapping[str | int, Any]) -> Branch:
     items = {key: _branch(item) if isinstance(item, dict) else item for key, item in content.items()}
-    if items.keys() == set(range(len(items))):
+    if items and items.keys() == set(range(len(items))):
         return Branch("list", (), tuple(items[index] for index in range(len(items))))
     return Branch("dict", tuple(items), tuple(items.values()))
 
