@@ -264,3 +264,18 @@ def test_a_glob_over_an_absent_object_makes_it_optional(run: Path) -> None:
     assert checkpoint.restore(run, optional=["extra/*"]).missing == ("extra",)
     with pytest.raises(safepoint.MismatchError):
         checkpoint.restore(run, optional=["extra/x"])
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_is_not_memory_is_restored_beside_what_is(tmp_path: Path, *, in_place: bool) -> None:
+    """NumPy's scalars are new values; a list that was empty is emptied, though it has no leaf that says so."""
+    safepoint.Checkpoint(state={"w": np.ones(9), "rate": np.float32(3)}).save(tmp_path / "scalar")
+    safepoint.Checkpoint(state={"w": np.ones(9), "history": []}).save(tmp_path / "list")
+    scalar: dict[str, Any] = {"w": np.zeros(9), "rate": np.float32(0)}
+    listed: dict[str, Any] = {"w": np.zeros(9), "history": [1.0]}
+    safepoint.Checkpoint(state=scalar).restore(tmp_path / "scalar", in_place=in_place)
+    safepoint.Checkpoint(state=listed).restore(tmp_path / "list", in_place=in_place)
+    assert (scalar["rate"], type(scalar["rate"])) == (3, np.float32)
+    assert listed["history"] == []
+    assert scalar["w"].all()
+    assert listed["w"].all()

@@ -44,22 +44,24 @@ def capture(
         raise UnsupportedError(f"{path!r} is nested deeper than {MAX_DEPTH} levels (does it contain itself?)")
     if depth and id(obj) in separate:
         return Branch(_ELSEWHERE)
+    kind = _KINDS.get(type(obj))
+    if kind is not None:  # nearly always, and quick
+        _add(leaves, path, _to_leaf(kind, obj, path))
+        return LeafRef(path, kind.kind)
     if isinstance(obj, dict):
-        bad = next((key for key in obj if not is_value(key)), None)
-        if bad is not None:
-            raise UnsupportedError(f"key {bad!r} of {path or 'the dictionary'!r} cannot be saved", found=type(bad))
         items = list(obj.items())
-        nodes = tuple(capture(v, leaves, join_name(path, str(k)), depth + 1, separate=separate) for k, v in items)
-        return Branch("dict", tuple(k for k, _ in items), nodes)
+        for key, _ in items:
+            if type(key) is not str and not is_value(key):
+                raise UnsupportedError(f"key {key!r} of {path or 'the dictionary'!r} cannot be saved", found=type(key))
+        nodes = [capture(v, leaves, join_name(path, str(k)), depth + 1, separate=separate) for k, v in items]
+        return Branch("dict", tuple([k for k, _ in items]), tuple(nodes))
     numbers = _numbers(obj)
     if numbers is not None:
         _add(leaves, path, numbers[1])
         return LeafRef(path, numbers[0])
     if type(obj) in {list, tuple}:
-        nodes = tuple(
-            capture(v, leaves, join_name(path, str(i)), depth + 1, separate=separate) for i, v in enumerate(obj)
-        )
-        return Branch("list" if type(obj) is list else "tuple", (), nodes)
+        nodes = [capture(v, leaves, join_name(path, str(i)), depth + 1, separate=separate) for i, v in enumerate(obj)]
+        return Branch("list" if type(obj) is list else "tuple", (), tuple(nodes))
     kind = None if is_value(obj) else kind_of(obj)
     if kind is None and not is_value(obj):
         raise UnsupportedError(
@@ -108,6 +110,11 @@ def renew(node: Node, like: Any, leaves: Mapping[str, Leaf]) -> Any:
     target = copy.deepcopy(like)
     _trim(node, target)
     return fill(node, target, leaves)
+
+
+def is_known_tensor(obj: Any) -> bool:
+    """Whether `obj` is of a type that `kind_of` knows already: a quick yes, and no answer else."""
+    return type(obj) in _KINDS
 
 
 def kind_of(obj: Any) -> TensorKind | None:

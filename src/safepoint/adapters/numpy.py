@@ -15,12 +15,20 @@ from safepoint.tree import Leaf, StateTree, Tensor
 
 OPAQUE = False
 
+
+def _scalar_leaf(scalar: np.generic) -> Tensor:
+    """The leaf of a scalar, which has no memory that could be written to instead of taking its place."""
+    array = np.array(scalar)
+    array.flags.writeable = False
+    return Tensor.of(array)
+
+
 TENSOR_KINDS = (
     TensorKind("numpy", lambda obj: isinstance(obj, np.ndarray), Tensor.of, lambda leaf: leaf.numpy().copy()),
     TensorKind(
         "numpy.scalar",
         lambda obj: isinstance(obj, np.generic),
-        lambda obj: Tensor.of(np.asarray(obj)),
+        _scalar_leaf,
         lambda leaf: leaf.numpy().copy()[()],
         immutable=True,
     ),

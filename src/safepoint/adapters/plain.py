@@ -36,6 +36,8 @@ def template(like: Any, saved: StateTree, scope: Scope) -> StateTree:
     """The live leaves, plus saved values, plus saved tensors where the snapshot decides what there is (lists)."""
     live = to_tree(like, scope)
     grows = list(_growing(live.skeleton, ""))
+    if not grows and saved.leaves.keys() == live.leaves.keys() == live.tensors.keys() == saved.tensors.keys():
+        return live  # nearly always, and quick
     branches = set(_branches(saved.skeleton, ""))
 
     def is_replaced(name: str, leaf: Leaf) -> bool:
@@ -82,7 +84,8 @@ def _growing(node: Node, path: str) -> Iterator[str]:
         return
     keys = node.keys if node.kind == "dict" else range(len(node.children))
     for key, child in zip(keys, node.children, strict=True):
-        yield from _growing(child, join_name(path, str(key)))
+        if isinstance(child, Branch) or child.kind in NUMBERS:
+            yield from _growing(child, join_name(path, str(key)))
 
 
 def _branches(node: Node, path: str) -> Iterator[str]:
@@ -92,7 +95,8 @@ def _branches(node: Node, path: str) -> Iterator[str]:
     yield path
     keys = node.keys if node.kind == "dict" else range(len(node.children))
     for key, child in zip(keys, node.children, strict=True):
-        yield from _branches(child, join_name(path, str(key)))
+        if isinstance(child, Branch):
+            yield from _branches(child, join_name(path, str(key)))
 
 
 def _within(name: str, paths: list[str]) -> bool:

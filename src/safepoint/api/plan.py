@@ -120,7 +120,7 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
     live_leaves: dict[str, Leaf] = {}
     saved_leaves: dict[str, Leaf] = {}
     templates: dict[str, StateTree] = {}
-    ignored = [name for name in saved.leaves if not owned_by(name, objects)]
+    ignored = [name for name in saved.leaves if name.partition("/")[0] not in objects and not owned_by(name, objects)]
     absent: list[str] = []
     optional = list(options.optional)
     known: set[str] = set(objects)  # what patterns may mean
@@ -159,8 +159,8 @@ def plan(objects: Mapping[str, Any], source: Source, options: Options, *, title:
     if options.optional:
         select(sorted(known), options.optional, argument="optional")
     for leaves in (live_leaves, saved_leaves):
-        for name in [n for n in leaves if n in kept or (chosen is not None and n not in chosen)]:
-            del leaves[name]
+        for name in [n for n in leaves if n in kept or n not in chosen] if chosen is not None else kept:
+            leaves.pop(name, None)
     found = match(live_leaves, saved_leaves)
     missing = tuple(name for name in (*absent, *found.missing) if not matches(name, optional))
     strict = Match(found.matched, missing, found.unexpected, found.reshaped, found.retyped, found.clashing)
@@ -220,10 +220,10 @@ def _other_names(saved: StateTree, objects: Mapping[str, Any], absent: str) -> s
 
 def _renamed(tree: StateTree, rules: Mapping[str, str] | None) -> tuple[StateTree, dict[str, str]]:
     """The tree under new names, and new name → old."""
+    if not rules:
+        return tree, dict(zip(tree.leaves, tree.leaves, strict=True))
     names = rename(tree.leaves, rules)
     origin = {new: old for old, new in names.items()}
-    if not rules:
-        return tree, origin
     leaves = {names[name]: leaf for name, leaf in tree.leaves.items()}
     tops = dict.fromkeys(name.partition("/")[0] for name in leaves)
     old_tops = dict(zip(tree.names(), tree.skeleton.children, strict=True)) if isinstance(tree.skeleton, Branch) else {}

@@ -121,8 +121,8 @@ def _put(plan: Plan, leaves: Mapping[str, Leaf], fill: Callable[[], None] | None
         saved = part_of(plan.saved, name, plan.objects)
         if saved is not None:
             own = {n: leaves[full] for n in saved.leaves if (full := join_name(name, n)) in leaves}
-            if saved.leaves and not own:
-                continue  # nothing of it was chosen, or all of it was read straight into its memory
+            if saved.leaves and not own and not any(join_name(name, n) in plan.names for n in saved.leaves):
+                continue  # nothing of it was chosen
             parts.append((name, obj, adapter_of(name, obj), StateTree(own, saved.skeleton)))
     for name, obj, adapter, tree in parts:
         examine = getattr(adapter, "examine", None)
@@ -141,7 +141,7 @@ def _put(plan: Plan, leaves: Mapping[str, Leaf], fill: Callable[[], None] | None
         for name, obj, adapter, tree in parts:
             doing = name
             if not is_opaque(adapter, obj):
-                result[name] = adapter.from_tree(tree, obj, plan.scope)
+                result[name] = adapter.from_tree(_write_memory(tree, plan.templates[name]), obj, plan.scope)
     except Exception as error:
         raise RestoreInterrupted(
             f"{doing} could not be changed, after the restore had begun",
@@ -149,6 +149,24 @@ def _put(plan: Plan, leaves: Mapping[str, Leaf], fill: Callable[[], None] | None
             hint="make new objects and restore another snapshot",
         ) from error
     return result
+
+
+def _write_memory(tree: StateTree, live: StateTree) -> StateTree:
+    """Write what goes into memory that is there already; returns the rest, which its adapter puts where it belongs."""
+    rest: dict[str, Leaf] = {}
+    for name, leaf in tree.leaves.items():
+        target = live.leaves.get(name)
+        if (
+            isinstance(leaf, Tensor)
+            and isinstance(target, Tensor)
+            and target.memory is not None
+            and target.write is not None
+            and target.spec == leaf.spec
+        ):
+            target.write(leaf.read())
+        else:
+            rest[name] = leaf
+    return StateTree(rest, tree.skeleton)
 
 
 def _makes_new(adapter: Adapter, obj: Any) -> bool:
@@ -232,8 +250,7 @@ def _check_tied(plan: Plan, source: Source, memory: Mapping[str, NDArray[np.uint
     tied: set[str] = set()
     for name, own in memory.items():
         address = address_of(own)
-        other = name if address is None else first.setdefault(address, name)
-        if other == name:
+        if address is None or (other := first.setdefault(address, name)) is name:
             continue
         tied.add(name)
         if not source.same(plan.names[other], plan.names[name]):

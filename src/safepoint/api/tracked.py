@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import cached_property
+from typing import Any, final
 
 from safepoint.adapters import Adapter, Scope, find
-from safepoint.adapters.containers import MAX_DEPTH, kind_of
+from safepoint.adapters.containers import MAX_DEPTH, is_known_tensor, kind_of
 from safepoint.errors import UnsupportedError
 from safepoint.tree import StateTree, check_name, is_value, join_name
 
@@ -63,6 +64,8 @@ def expand(name: str, obj: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
     if depth > MAX_DEPTH or not _is_container(obj):
         return
     for key, child in _children(obj):
+        if is_known_tensor(child):  # nearly always, and quick
+            continue
         if _is_container(child):
             inner = expand(join_name(name, key), child, depth + 1)
             next(inner)  # the container's own leaves are its parent's
@@ -78,13 +81,34 @@ def expand_all(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 def scope_of(objects: Mapping[str, Any]) -> Scope:
     """What adapters may know: who owns which parameter, and what has a name of its own."""
-    owners: dict[int, str] = {}
-    for name, obj in objects.items():
-        adapter = find(obj)
-        for relative, parameter in () if adapter is None else adapter.owners(obj):
-            owners.setdefault(id(parameter), join_name(name, relative))
     separate = (id(obj) for obj in objects.values() if not _is_container(obj))
-    return Scope(owners, frozenset(separate))
+    return Scope(_Owners(objects), frozenset(separate))
+
+
+@final
+class _Owners(Mapping[int, str]):
+    """`Scope.owners`, worked out when an adapter first asks: those of optimizers do, others need not wait for it."""
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._objects = objects
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for name, obj in self._objects.items():
+            adapter = find(obj)
+            for relative, parameter in () if adapter is None else adapter.owners(obj):
+                names.setdefault(id(parameter), join_name(name, relative))
+        return names
+
+    def __getitem__(self, parameter: int) -> str:
+        return self._names[parameter]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def adapter_of(name: str, obj: Any) -> Adapter:

@@ -1,7 +1,7 @@
 """Bytes: how tensors are cut into blocks, identified and checked, and how values and headers are spelled."""
 
 from safepoint.codec.archive import Member, check_content, check_member, read_member, read_members, read_prefix
-from safepoint.codec.blocks import BLOCK_BYTES, CHECKSUM_LENGTH, DIGEST_LENGTH, Checksum, checksum, cut, digest
+from safepoint.codec.blocks import BLOCK_BYTES, CHECKSUM_LENGTH, DIGEST_LENGTH, Buffer, Checksum, checksum, cut, digest
 from safepoint.codec.crc32 import crc32
 from safepoint.codec.header import Entry, Header, build_header, parse_header, read_header
 from safepoint.codec.seal import seal, unseal
@@ -12,6 +12,7 @@ __all__ = [
     "BLOCK_BYTES",
     "CHECKSUM_LENGTH",
     "DIGEST_LENGTH",
+    "Buffer",
     "Checksum",
     "Entry",
     "Header",

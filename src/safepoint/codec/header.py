@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, final
 
 import msgspec
 
@@ -21,7 +21,8 @@ _ITEMSIZE = {d.safetensors: d.itemsize for d in DTYPES.values() if d.safetensors
 _NAMES = {d.safetensors: d.name for d in DTYPES.values() if d.safetensors}
 
 
-class Entry(NamedTuple):
+@final
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One tensor of a safetensors file.
 
     Attributes:
@@ -52,6 +53,14 @@ class Header(NamedTuple):
     data_start: int
 
 
+class _EntryDocument(msgspec.Struct, frozen=True, gc=False):
+    """An entry as it stands in a header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
 def build_header(entries: Iterable[Entry], metadata: Mapping[str, str], *, size: int | None = None) -> bytes:
     """The header with its length prefix, padded with spaces to `size` bytes (default: to a multiple of 8).
 
@@ -60,11 +69,7 @@ def build_header(entries: Iterable[Entry], metadata: Mapping[str, str], *, size:
     """
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for entry in entries:
-        table[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [entry.start, entry.stop],
-        }
+        table[entry.name] = _EntryDocument(entry.dtype, entry.shape, (entry.start, entry.stop))
     text = msgspec.json.encode(table)
     size = 8 + -(-len(text) // 8) * 8 if size is None else size
     if len(text) + 8 > size:

@@ -21,6 +21,7 @@ from safepoint.errors import CorruptionError, UnsupportedError
 from safepoint.limits import MAX_DEPTH
 from safepoint.tree import Branch, LeafRef, Node, Value
 
+_BRANCH = {"kind", "keys", "children"}
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -75,7 +76,7 @@ def encode_node(node: Node) -> Any:
         return [node.name, node.kind] if node.kind else [node.name]
     branch: dict[str, Any] = {"kind": node.kind}
     if node.keys:
-        branch["keys"] = [encode_value(key) for key in node.keys]
+        branch["keys"] = list(map(encode_value, node.keys))
     if node.children:
         branch["children"] = [encode_node(child) for child in node.children]
     return branch
@@ -89,16 +90,14 @@ def decode_node(data: Any, depth: int = 0) -> Node:
     """
     if depth > MAX_DEPTH:
         raise CorruptionError("skeleton is nested too deep", expected=f"at most {MAX_DEPTH} levels")
-    match data:
-        case [str(name)]:
-            return LeafRef(name)
-        case [str(name), str(kind)]:
-            return LeafRef(name, kind)
-        case {"kind": str(kind), **rest} if rest.keys() <= {"keys", "children"}:
-            keys, children = rest.get("keys", []), rest.get("children", [])
-            if isinstance(keys, list) and isinstance(children, list):
-                nodes = tuple(decode_node(child, depth + 1) for child in children)
-                return Branch(kind, tuple(map(decode_value, keys)), nodes)
+    if type(data) is list:  # no `match`: there are as many of these as leaves
+        if 1 <= len(data) <= 2 and type(data[0]) is type(data[-1]) is str:
+            return LeafRef(*data)
+    elif isinstance(data, dict) and isinstance(kind := data.get("kind"), str) and data.keys() <= _BRANCH:
+        keys, children = data.get("keys", []), data.get("children", [])
+        if isinstance(keys, list) and isinstance(children, list):
+            nodes = tuple([decode_node(child, depth + 1) for child in children])
+            return Branch(kind, tuple([key if type(key) is str else decode_value(key) for key in keys]), nodes)
     raise CorruptionError(f"not a skeleton: {str(data)[:60]!r}")
 
 

@@ -40,7 +40,7 @@ from safepoint.repository.schema import (
 )
 from safepoint.repository.stored import KnownBlocks, Progress
 from safepoint.store import Store
-from safepoint.tree import StateTree, check_name
+from safepoint.tree import StateTree, check_names
 
 Expected = int | Literal["any"] | None
 """What must still be the newest number: that one, anything, or nothing yet."""
@@ -100,8 +100,7 @@ def write_snapshot(
         UnsupportedError: a name or value cannot be kept.
     """
     store = documents.store
-    for name in tree.leaves:
-        check_name(name)
+    check_names(tree.leaves)
     _check_newest(documents, expected, last)
     with _taken_back(store) as files:
         written, packs = _write_tensors(documents, tree, draft.parent, files, progress)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import cache, partial
 from itertools import chain, islice, pairwise
 from typing import final
 
@@ -50,9 +51,10 @@ class Documents:
 
     def __init__(self, store: Store, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.store = store
-        self.places = Places(store, lambda: self.id, clock)
+        # Nothing here refers to `self`: what a manifest takes goes with it, without waiting for a collection.
+        self._identity = cache(partial(_read_identity, store))
+        self.places = Places(store, self._identity, clock)
         self.derived = Derived(store)
-        self._id: str | None = None
         self._newest: int | None = None
         # What was listed last, and what it means: names are only ever added, most of them at the end. Replaced as a
         # whole, so that threads do not see halves.
@@ -71,12 +73,7 @@ class Documents:
         Raises:
             NotFoundError: there is no repository here.
         """
-        if self._id is None:
-            try:
-                self._id = self._read(FORMAT_FILE, FormatDocument).id
-            except NotFoundError:
-                raise no_repository(self.store) from None
-        return self._id
+        return self._identity()
 
     def exists(self) -> bool:
         """Whether there is a repository here."""
@@ -236,7 +233,18 @@ class Documents:
             return False
 
     def _read(self, file: str, kind: type[T]) -> T:
-        return decode_sealed(self.store.read(file, at_most=MAX_DOCUMENT_BYTES), kind, file=file)
+        return _read_sealed(self.store, file, kind)
+
+
+def _read_identity(store: Store) -> str:
+    try:
+        return _read_sealed(store, FORMAT_FILE, FormatDocument).id
+    except NotFoundError:
+        raise no_repository(store) from None
+
+
+def _read_sealed(store: Store, file: str, kind: type[T]) -> T:
+    return decode_sealed(store.read(file, at_most=MAX_DOCUMENT_BYTES), kind, file=file)
 
 
 def _gaps(numbers: list[int]) -> Iterator[int]:

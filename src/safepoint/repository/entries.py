@@ -10,7 +10,7 @@ from operator import attrgetter
 from safepoint.codec import BLOCK_BYTES, CHECKSUM_LENGTH, DIGEST_LENGTH, Entry, build_header, cut
 from safepoint.repository.stored import Block, Stored
 from safepoint.store.protocol import ALIGNMENT
-from safepoint.tree import DTYPES, Tensor, TensorSpec
+from safepoint.tree import DTYPES, Tensor
 
 RESERVED_PREFIX = "__safepoint__/"
 Metadata = Callable[[Mapping[str, Stored], int], Mapping[str, str]]
@@ -19,6 +19,7 @@ Metadata = Callable[[Mapping[str, Stored], int], Mapping[str, str]]
 EntryName = Callable[[str], str]
 """Name of a tensor → its key in the header."""
 
+_DTYPES = {name: dtype.safetensors for name, dtype in DTYPES.items()}
 _LARGEST_OFFSET = 10**19  # twenty digits, more than any file
 # At least the length of `:{"dtype":"F8_E4M3","shape":[],"data_offsets":[a,b]},`: an entry but for its name and shape.
 _ENTRY_BYTES = 2 * len(str(_LARGEST_OFFSET)) + 56
@@ -38,13 +39,16 @@ def entries_of(stored: Iterable[Stored], *, pack: str, data_start: int, entry_na
     entries: dict[str, Entry] = {}
     covered: set[int] = set()
     for tensor in stored:
-        new = [block for block in tensor.blocks if block.pack == pack and block.offset not in covered]
-        covered.update([block.offset for block in new])
-        spec = tensor.spec
-        dtype = DTYPES[spec.dtype].safetensors
-        if dtype and len(new) == len(tensor.blocks) and _is_public(tensor.name) and _is_one_stretch(new):
+        name, spec, blocks = tensor.name, tensor.spec, tensor.blocks
+        new = [block for block in blocks if block.pack == pack and block.offset not in covered]
+        if not new and blocks:
+            continue
+        for block in new:
+            covered.add(block.offset)
+        dtype = _DTYPES[spec.dtype]
+        if dtype and len(new) == len(blocks) and _is_public(name) and (len(new) < 2 or _is_one_stretch(new)):
             start = new[0].offset - data_start if new else 0
-            name = entry_name(tensor.name)
+            name = entry_name(name)
             entries[name] = Entry(name, dtype, spec.shape, start, start + spec.num_bytes)
             continue
         for block in new:
@@ -59,10 +63,15 @@ def entries_of(stored: Iterable[Stored], *, pack: str, data_start: int, entry_na
 def measure_header(tensors: Mapping[str, Tensor], metadata: Metadata | None, entry_name: EntryName) -> int:
     """Room for the longest header that these tensors could need, in whole pages."""
     size = 4 << 10
+    shape_bytes: dict[tuple[int, ...], int] = {}  # most shapes of a model come again and again
     for name, tensor in tensors.items():
-        num_blocks = -(-tensor.spec.num_bytes // BLOCK_BYTES)
-        entry_bytes = _key_bytes(entry_name(name)) + _shape_bytes(tensor.spec) + _ENTRY_BYTES
-        size += max(entry_bytes, num_blocks * _BLOCK_ENTRY_BYTES)
+        spec = tensor.spec
+        shape = spec.shape
+        if shape not in shape_bytes:
+            shape_bytes[shape] = len(str(shape))
+        entry_bytes = _key_bytes(entry_name(name)) + shape_bytes[shape] + _ENTRY_BYTES
+        blocks_bytes = -(-spec.num_bytes // BLOCK_BYTES) * _BLOCK_ENTRY_BYTES
+        size += max(entry_bytes, blocks_bytes)
     if metadata is not None:
         size += len(build_header([], metadata(_placeholders(tensors), 0)))
     return -(-size // ALIGNMENT) * ALIGNMENT
@@ -71,11 +80,6 @@ def measure_header(tensors: Mapping[str, Tensor], metadata: Metadata | None, ent
 def _key_bytes(name: str) -> int:
     """The length of a name in JSON, in quotes."""
     return len(name) + 2 if _AS_IT_IS(name) else len(json.dumps(name))
-
-
-def _shape_bytes(spec: TensorSpec) -> int:
-    """At least the length of a shape in JSON: no size is larger than their product, unless that is zero."""
-    return len(spec.shape) * (len(str(spec.num_elements)) + 1) if spec.num_elements else len(str(spec.shape))
 
 
 def _placeholders(tensors: Mapping[str, Tensor]) -> Mapping[str, Stored]:
@@ -95,8 +99,6 @@ def _is_public(name: str) -> bool:
 
 
 def _is_one_stretch(blocks: Collection[Block]) -> bool:
-    if len(blocks) < 2:  # nearly always, and quick
-        return True
     end = None
     for block in blocks:
         if end not in {None, block.offset}:

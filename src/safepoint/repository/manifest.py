@@ -5,7 +5,7 @@ Invariant: one manifest is enough to read everything of its snapshot, whole or b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, assert_never, final
 
@@ -32,7 +32,7 @@ from safepoint.repository.schema import (
 from safepoint.repository.stored import Block, Progress, Stored, check_blocks, check_extent, parse_spec
 from safepoint.repository.stream import TensorStream, check_tensors
 from safepoint.store import Store, reader_past_cache, waits_for_disk
-from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, Value, check_name
+from safepoint.tree import Leaf, StateTree, Tensor, TensorSpec, Value, check_names
 
 LargeKind: TypeAlias = Literal["str", "bytes", "int"]
 
@@ -192,11 +192,19 @@ def build_document(
     packs = [pack for name, pack in known_packs.items() if name in used]
     index = {pack.id: position for position, pack in enumerate(packs)}
     tensors = []
-    for name in (name for name in tree.leaves if name in stored):
-        spec = stored[name].spec
-        blocks = [BlockDocument(index[b.pack], b.offset, b.length, b.digest, b.checksum) for b in stored[name].blocks]
-        shard = ShardDocument([0] * len(spec.shape), list(spec.shape), blocks)
-        tensors.append(TensorDocument(name, spec.dtype, list(spec.shape), [shard], large.get(name, "")))
+    lists: dict[tuple[int, ...], tuple[list[int], list[int]]] = {}  # most shapes of a model come again and again
+    for name in tree.leaves:
+        if name not in stored:
+            continue
+        item = stored[name]
+        spec = item.spec
+        shape = spec.shape
+        if shape not in lists:
+            lists[shape] = ([0] * len(shape), list(shape))
+        origin, sizes = lists[shape]
+        blocks = [BlockDocument(index[b.pack], b.offset, b.length, b.digest, b.checksum) for b in item.blocks]
+        shard = ShardDocument(origin, sizes, blocks)
+        tensors.append(TensorDocument(name, spec.dtype, sizes, [shard], large.get(name, "")))
     values = [(name, encode_value(value)) for name, value in small.items()]
     return ManifestDocument(FORMAT_VERSION, packs, encode_node(tree.skeleton), values, tensors)
 
@@ -208,69 +216,83 @@ def parse_document(document: ManifestDocument, places: Places, *, derived: Deriv
         CorruptionError: it contradicts itself.
         UnsupportedError: it has sharded or encoded tensors.
     """
-    packs = {pack.id: pack for pack in document.packs}
+    ids = [pack.id for pack in document.packs]
+    packs = dict(zip(ids, document.packs, strict=True))
     pack_bytes = {pack.id: pack.num_bytes for pack in document.packs}
     last = LastBlock()
     stored: dict[str, Stored] = {}
     large: dict[str, LargeKind] = {}
     leaves: dict[str, Leaf] = {}
     for tensor in document.tensors:
-        item = check_blocks(_parse_tensor(tensor, document, file), pack_bytes, file=file)
+        item = check_blocks(_parse_tensor(tensor, ids, file), pack_bytes, file=file)
         stored[tensor.name] = item
         if tensor.value:
             large[tensor.name] = tensor.value
             leaves[tensor.name] = UnreadValue(f"<{tensor.value} of {item.spec.num_bytes} bytes>")
         else:
-            leaves[tensor.name] = _lazy(item, places, last)
+            lazy = _Lazy(item, places, last)
+            leaves[tensor.name] = Tensor(item.spec, lazy.read, read_range=lazy.part)
     leaves.update((name, decode_value(value)) for name, value in document.values)
     if len(leaves) > MAX_TENSORS:
         raise CorruptionError(f"{file} is damaged: it has more than {MAX_TENSORS:,} leaves", file=file)
     if len(leaves) != len(document.tensors) + len(document.values) or len(packs) != len(document.packs):
         raise CorruptionError(f"{file} is damaged: a name stands twice", file=file)
-    for name in leaves:
-        _check_name(name, file)
+    try:
+        check_names(leaves)
+    except UnsupportedError as error:
+        raise CorruptionError(f"{file} is damaged: a name that cannot be", file=file, found=error.message) from error
     tree = StateTree(leaves, decode_node(document.skeleton))
     return Manifest(tree, stored, large, packs, places, derived)
 
 
-def _parse_tensor(tensor: TensorDocument, document: ManifestDocument, file: str) -> Stored:
-    if tensor.codec or len(tensor.shards) != 1 or tensor.shards[0].shape != tensor.shape:
+def _parse_tensor(tensor: TensorDocument, packs: Sequence[str], file: str) -> Stored:
+    shape = tensor.shape
+    if tensor.codec or len(tensor.shards) != 1 or tensor.shards[0].shape != shape:
         raise UnsupportedError(
             f"{tensor.name} is {f'encoded as {tensor.codec!r}' if tensor.codec else 'sharded'}",
             expected="one shard of raw blocks",
             hint="update safepoint: this version reads no other tensors",
         )
-    spec = parse_spec(tensor.shape, tensor.dtype, name=tensor.name, file=file)
-    packs = document.packs
+    spec = parse_spec(shape, tensor.dtype, name=tensor.name, file=file)
     shard = tensor.shards[0]
-    sound = len(shard.offset) == len(tensor.shape) and not any(shard.offset)
-    if not sound or any(b.pack >= len(packs) for b in shard.blocks) or (tensor.value and spec.dtype != "uint8"):
+    sound = len(shard.offset) == len(shape) and not any(shard.offset) and (not tensor.value or spec.dtype == "uint8")
+    blocks = shard.blocks
+    if not sound or (blocks and max([block.pack for block in blocks]) >= len(packs)):
         raise CorruptionError(f"{file} is damaged: {tensor.name} contradicts itself", file=file, name=tensor.name)
-    blocks = tuple(Block(packs[b.pack].id, b.offset, b.length, b.digest, b.checksum) for b in shard.blocks)
-    return Stored(tensor.name, spec, blocks)
+    found = [Block(packs[b.pack], b.offset, b.length, b.digest, b.checksum) for b in blocks]
+    return Stored(tensor.name, spec, tuple(found))
 
 
-def _lazy(stored: Stored, places: Places, last: LastBlock) -> Tensor:
-    def read_from(found: list[Stored]) -> NDArray[np.uint8]:
-        check_extent(found, places.store.size, file_of=pack_file)
-        buffer = np.empty(stored.spec.num_bytes, np.uint8)
-        read_tensors(places.store.read_into, {stored.name: (found[0], buffer)}, file_of=pack_file)
-        return buffer
+@final
+class _Lazy:
+    """A stored tensor that is read and verified when it is asked for."""
 
-    def part(start: int, stop: int) -> NDArray[np.uint8]:
+    __slots__ = ("_last", "_places", "_stored")
+
+    def __init__(self, stored: Stored, places: Places, last: LastBlock) -> None:
+        self._stored = stored
+        self._places = places
+        self._last = last
+
+    def read(self) -> NDArray[np.uint8]:
+        """All of it, in fresh memory."""
+        return where_it_is(self._places, [self._stored], self._read_from)
+
+    def part(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes from `start` to `stop`."""
+
         def read_part(found: list[Stored]) -> NDArray[np.uint8]:
-            return read_range(places.store.read_into, found[0], start, stop, file_of=pack_file, last=last)
+            store = self._places.store
+            return read_range(store.read_into, found[0], start, stop, file_of=pack_file, last=self._last)
 
-        return where_it_is(places, [stored], read_part)
+        return where_it_is(self._places, [self._stored], read_part)
 
-    return Tensor(stored.spec, lambda: where_it_is(places, [stored], read_from), read_range=part)
-
-
-def _check_name(name: str, file: str) -> None:
-    try:
-        check_name(name)
-    except UnsupportedError as error:
-        raise CorruptionError(f"{file} is damaged: a name that cannot be", file=file, found=error.message) from error
+    def _read_from(self, found: list[Stored]) -> NDArray[np.uint8]:
+        store = self._places.store
+        check_extent(found, store.size, file_of=pack_file)
+        buffer = np.empty(self._stored.spec.num_bytes, np.uint8)
+        read_tensors(store.read_into, {self._stored.name: (found[0], buffer)}, file_of=pack_file)
+        return buffer
 
 
 def _bytes_of_value(value: Value) -> tuple[LargeKind, bytes] | None:

@@ -10,9 +10,10 @@ Invariant: memory is `_SEGMENTS` buffers, whatever the size of the state.
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import final
 
 import numpy as np
@@ -30,6 +31,9 @@ __all__ = ["Block", "Progress", "Stored", "WrittenPack", "write_pack"]
 
 _SEGMENTS = 5
 _WORKERS = 3
+_LEAST_SEGMENT_BYTES = 1 << 20
+_SMALL_BYTES = 16 << 10  # copying fewer takes less time than asking for it: they are gathered, and copied together
+_GATHERED_BYTES = 128 << 10
 _BATCH_BYTES = 8 << 20
 _MOST_BATCHES = 4  # tensors that must be copied to be read may be as many as the whole state
 
@@ -56,10 +60,11 @@ class WrittenPack:
 class _Segment:
     """A buffer on its way to the disk: the last bytes of the segment before, then whole blocks."""
 
-    __slots__ = ("blocks", "data", "file_offset", "fill")
+    __slots__ = ("blocks", "data", "file_offset", "fill", "view")
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
         self.data = data
+        self.view = data.data
         self.file_offset = 0
         self.fill = 0
         self.blocks: list[tuple[int, int, int]] = []  # (key, start in the buffer, length)
@@ -127,6 +132,8 @@ class _PackWriter:
         self._segment: _Segment | None = None
         self._pending: list[Future[None]] = []
         self._blocks: list[Block | None] = []
+        self._gathered: list[tuple[int, int, NDArray[np.uint8]]] = []  # (key, length, bytes) of small pieces
+        self._gathered_bytes = 0
 
     def close(self) -> None:
         if self._sink is not None:
@@ -134,49 +141,52 @@ class _PackWriter:
 
     def run(self, pool: Workers, known: KnownBlocks | None) -> WrittenPack:
         # Falling item size: entries are aligned to their dtype without gaps.
-        order = sorted(self._tensors, key=lambda name: -DTYPES[self._tensors[name].spec.dtype].itemsize)
-        first = self._untie(order)
-        own = [name for name in order if first[name] == name]
+        order = sorted(self._tensors, key=lambda name: DTYPES[self._tensors[name].spec.dtype].itemsize, reverse=True)
+        tied = self._find_tied(order)
+        own = [name for name in order if name not in tied] if tied else order
         candidates = self._find_candidates(pool, own, known) if known else {}
         self._needed = sum(self._sizes[name] for name in own)
         self._needed -= sum(block.length for block in candidates.values())
-        keys: dict[str, range] = {}
+        blocks = self._blocks
+        keys: dict[str, tuple[int, int]] = {}
         done = 0
         for name in order:
-            if first[name] == name:
-                start = len(self._blocks)
-                for index, piece in self._pieces(name):
+            if name not in tied:
+                start = len(blocks)
+                for index, piece in enumerate(self._pieces(name)):
                     self._add(pool, piece, candidates.get((name, index)) if candidates else None)
-                keys[name] = range(start, len(self._blocks))
-            else:
-                keys[name] = keys[first[name]]
-            done += self._sizes[name]
+                keys[name] = (start, len(blocks))
             if self._progress is not None:
+                done += self._sizes[name]
                 self._progress(done, self.num_bytes)
+        self._append_gathered(pool)
         if self._segment is not None:
             self._flush(pool)
         for future in self._pending:
             future.result()
-        return self._finish({name: self._stored(name, keys[name]) for name in self._tensors})
+        stored: dict[str, Stored] = {}
+        for name, tensor in self._tensors.items():
+            start, stop = keys[tied.get(name, name)]
+            stored[name] = Stored(name, tensor.spec, tuple(blocks[start:stop]))  # type: ignore[arg-type]  # all written
+        return self._finish(stored)
 
-    def _untie(self, order: list[str]) -> dict[str, str]:
-        """Name → the first name with the same memory: tied weights are the same blocks."""
-        first: dict[str, str] = {}
-        owner: dict[tuple[int, int], str] = {}
+    def _find_tied(self, order: list[str]) -> dict[str, str]:
+        """Name → an earlier name with the same memory: tied weights are the same blocks."""
+        tied: dict[str, str] = {}
+        owners: dict[tuple[int, int], str] = {}
         for name in order:
             memory = self._tensors[name].memory
             address = None if memory is None else address_of(memory)
-            first[name] = name if address is None else owner.setdefault(address, name)
-        return first
+            if address is not None and (owner := owners.setdefault(address, name)) is not name:
+                tied[name] = owner
+        return tied
 
-    def _pieces(self, name: str) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """The tensor's bytes cut into blocks, with their index."""
+    def _pieces(self, name: str) -> list[NDArray[np.uint8]]:
+        """The tensor's bytes cut into blocks."""
         data = self._tensors[name].read()
         if 0 < len(data) <= BLOCK_BYTES:  # nearly always, and quick
-            yield 0, data
-            return
-        for index, (offset, length) in enumerate(cut(len(data))):
-            yield index, data[offset : offset + length]
+            return [data]
+        return [data[offset : offset + length] for offset, length in cut(len(data))]
 
     def _find_candidates(self, pool: Workers, names: list[str], known: KnownBlocks) -> dict[tuple[str, int], Block]:
         """Blocks that the parent has too, by checksum and digest. Reads what changed once more, at 20 GB/s.
@@ -202,7 +212,7 @@ class _PackWriter:
         batch: list[tuple[str, int, NDArray[np.uint8]]] = []
         size = 0
         for name in names:
-            for index, piece in self._pieces(name):
+            for index, piece in enumerate(self._pieces(name)):
                 batch.append((name, index, piece))
                 size += len(piece)
                 if size >= _BATCH_BYTES:
@@ -220,19 +230,39 @@ class _PackWriter:
     def _add(self, pool: Workers, piece: NDArray[np.uint8], candidate: Block | None) -> None:
         """Refer to a known block with these bytes, or append them to the file."""
         key = len(self._blocks)
+        self._blocks.append(candidate)
         if candidate is not None:
-            self._blocks.append(candidate)
             return
-        self._blocks.append(None)
-        segment = self._segment or self._open()
         size = len(piece)
-        if segment.fill + size > len(segment.data):
-            segment = self._flush(pool)
-        start = segment.fill
-        segment.fill = end = start + size
-        segment.data[start:end] = piece
+        if size < _SMALL_BYTES:
+            self._gathered.append((key, size, piece))
+            self._gathered_bytes += size
+            if self._gathered_bytes > _GATHERED_BYTES:
+                self._append_gathered(pool)
+            return
+        self._append_gathered(pool)
+        segment, start = self._append(pool, piece)
         segment.blocks.append((key, start, size))
-        self._position += size
+
+    def _append_gathered(self, pool: Workers) -> None:
+        """Append small pieces that came one after the other."""
+        if not self._gathered:
+            return
+        keys, sizes, pieces = zip(*self._gathered, strict=True)
+        segment, start = self._append(pool, np.frombuffer(b"".join(pieces), np.uint8))
+        segment.blocks.extend(zip(keys, accumulate(sizes, initial=start), sizes, strict=False))
+        self._gathered.clear()
+        self._gathered_bytes = 0
+
+    def _append(self, pool: Workers, data: NDArray[np.uint8]) -> tuple[_Segment, int]:
+        """Append bytes to the file; returns the segment that took them, and where in it they begin."""
+        segment = self._segment or self._open()
+        if segment.fill + len(data) > len(segment.data):
+            segment = self._flush(pool)
+        start, segment.fill = segment.fill, segment.fill + len(data)
+        segment.data[start : segment.fill] = data
+        self._position += len(data)
+        return segment, start
 
     def _open(self) -> _Segment:
         """Open the file and its first segment, behind the space for the header."""
@@ -246,7 +276,9 @@ class _PackWriter:
         """A free buffer; waits for one when all are on their way."""
         if self._free.empty() and self._num_segments < _SEGMENTS:
             self._num_segments += 1
-            size = min(BLOCK_BYTES, -(-self.num_bytes // ALIGNMENT) * ALIGNMENT)
+            # Fresh memory is slow: no more of it than the largest block needs, or a write that the disk likes.
+            largest = max(max(self._sizes.values(), default=0), _LEAST_SEGMENT_BYTES)
+            size = -(-min(largest, self.num_bytes, BLOCK_BYTES) // ALIGNMENT) * ALIGNMENT
             return _Segment(aligned_buffer(size + ALIGNMENT))
         while self._free.empty():
             self._pending.pop(0).result()
@@ -274,19 +306,15 @@ class _PackWriter:
     def _write(self, segment: _Segment, length: int) -> None:
         """In a worker: identify the blocks in a segment, write its whole pages, give the buffer back."""
         assert self._sink is not None
+        pack, blocks, view, offset = self._pack, self._blocks, segment.view, segment.file_offset
         for key, start, size in segment.blocks:
-            piece = segment.data[start : start + size]
-            self._blocks[key] = Block(self._pack, segment.file_offset + start, size, digest(piece), checksum(piece))
+            piece = view[start : start + size]
+            blocks[key] = Block(pack, offset + start, size, digest(piece), checksum(piece))
         if length:
             self._sink.write(segment.file_offset, segment.data[:length])
         segment.blocks.clear()
         segment.fill = 0
         self._free.put(segment)
-
-    def _stored(self, name: str, keys: range) -> Stored:
-        blocks = self._blocks[keys.start : keys.stop]
-        assert None not in blocks
-        return Stored(name, self._tensors[name].spec, tuple(blocks))  # type: ignore[arg-type]
 
     def _finish(self, stored: dict[str, Stored]) -> WrittenPack:
         """Write the tail and the header, and commit the file; none if there is nothing to keep."""

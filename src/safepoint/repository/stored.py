@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias, final
 
 import msgspec
@@ -94,7 +95,8 @@ def parse_spec(shape: Sequence[int], dtype: str, *, name: str, file: str) -> Ten
         CorruptionError: no array could have that shape.
         UnsupportedError: the dtype is not known to this version.
     """
-    if len(shape) > MAX_RANK or max(shape, default=0) > MAX_DIMENSION or min(shape, default=0) < 0:
+    spec = _spec(tuple(shape), dtype)
+    if spec is None:
         raise CorruptionError(
             f"{file} is damaged: {name} has an impossible shape",
             file=file,
@@ -102,7 +104,14 @@ def parse_spec(shape: Sequence[int], dtype: str, *, name: str, file: str) -> Ten
             expected=f"at most {MAX_RANK} sizes from 0 to 2**48",
             found=f"{len(shape)} sizes",
         )
-    return TensorSpec(tuple(shape), dtype)
+    return spec
+
+
+@lru_cache(1024)  # most shapes of a model come again and again
+def _spec(shape: tuple[int, ...], dtype: str) -> TensorSpec | None:
+    if len(shape) > MAX_RANK or max(shape, default=0) > MAX_DIMENSION or min(shape, default=0) < 0:
+        return None
+    return TensorSpec(shape, dtype)
 
 
 def check_blocks(stored: Stored, pack_bytes: Mapping[str, int], *, file: str) -> Stored:

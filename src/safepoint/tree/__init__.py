@@ -3,7 +3,7 @@
 from safepoint.tree.dtypes import DTYPES, NUMPY_NUMBERS, DType, dtype_name, dtype_of
 from safepoint.tree.leaves import Leaf, Tensor, TensorSpec, Value, address_of, bytes_of, describe, is_value
 from safepoint.tree.match import Match, match
-from safepoint.tree.names import check_name, join_name, matches, nearest, rename, select
+from safepoint.tree.names import check_name, check_names, join_name, matches, nearest, rename, select
 from safepoint.tree.notebook import notebook_table
 from safepoint.tree.skeleton import Branch, LeafRef, Node
 from safepoint.tree.slicing import take
@@ -26,6 +26,7 @@ __all__ = [
     "assign",
     "bytes_of",
     "check_name",
+    "check_names",
     "describe",
     "dtype_name",
     "dtype_of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeGuard, final
 
 import msgspec
@@ -15,6 +16,7 @@ from safepoint.errors import UnsupportedError
 from safepoint.tree.dtypes import DTYPES, dtype_name, dtype_of
 
 _set = msgspec.structs.force_setattr
+_BYTE = np.dtype(np.uint8)
 _MOST_BYTES = (1 << 63) - 1  # NumPy's, of the axes that are not empty
 
 Bytes: TypeAlias = NDArray[np.uint8]
@@ -97,13 +99,15 @@ class Tensor(msgspec.Struct, frozen=True, eq=False):
             UnsupportedError: the array holds objects, text, records or times.
         """
         spec = TensorSpec(array.shape, dtype_name(array.dtype))
-        dense = array.flags.c_contiguous and array.dtype.isnative
-        memory = bytes_of(array) if dense and array.flags.writeable else None
+        flags = array.flags
+        if flags.c_contiguous and flags.writeable and array.dtype.isnative:  # nearly always, and quick
+            memory = _flat(array) if type(array) is np.ndarray else bytes_of(array)
+            return Tensor(spec, lambda: memory, partial(np.copyto, memory), memory)
 
         def write(data: Bytes) -> None:
             np.copyto(array, data.view(dtype_of(spec.dtype)).reshape(spec.shape), casting="equiv")
 
-        return Tensor(spec, lambda: bytes_of(array), write if array.flags.writeable else None, memory)
+        return Tensor(spec, lambda: bytes_of(array), write if flags.writeable else None)
 
     @staticmethod
     def of_bytes(data: Bytes, spec: TensorSpec) -> Tensor:
@@ -141,13 +145,17 @@ def bytes_of(array: NDArray[Any]) -> Bytes:
     """The C-order little-endian bytes of `array` as `uint8[nbytes]`: a view where it is dense, else a copy."""
     if not array.dtype.isnative or array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return _flat(np.ascontiguousarray(array))
+
+
+def _flat(dense: NDArray[Any]) -> Bytes:
+    return (dense if dense.ndim == 1 else dense.reshape(-1)).view(_BYTE)
 
 
 def address_of(memory: Bytes) -> tuple[int, int] | None:
     """Where writable memory is and how long; None where it is empty. A quarter of what `ndarray.ctypes` takes."""
     size = len(memory)
-    return (ctypes.addressof(ctypes.c_char.from_buffer(memory.data)), size) if size else None
+    return (ctypes.addressof(ctypes.c_char.from_buffer(memory)), size) if size else None  # type: ignore[arg-type]
 
 
 def describe(leaf: Leaf) -> str:

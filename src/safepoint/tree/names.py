@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from safepoint.errors import MismatchError, UnsupportedError
 from safepoint.limits import MAX_NAME_LENGTH
@@ -31,6 +31,19 @@ def check_name(name: str) -> str:
     if not name.isascii() and not unicodedata.is_normalized("NFC", name):
         raise UnsupportedError(f"name {name!r} is not in Unicode's composed form (NFC)")
     return name
+
+
+def check_names(names: Collection[str]) -> None:
+    """`check_name` of each.
+
+    Raises:
+        UnsupportedError: one cannot be kept.
+    """
+    together = "".join(names)
+    if together.isascii() and together.isprintable() and max(map(len, names), default=0) <= MAX_NAME_LENGTH:
+        return  # nearly always, and quick
+    for name in names:
+        check_name(name)
 
 
 def glob_to_regex(pattern: str) -> re.Pattern[str]:

@@ -8,7 +8,7 @@ from typing import final
 
 from safepoint.errors import NotFoundError, UnsupportedError
 from safepoint.tree.leaves import Leaf, Tensor
-from safepoint.tree.names import check_name, join_name
+from safepoint.tree.names import check_names, join_name
 from safepoint.tree.skeleton import Branch, Node
 
 
@@ -36,10 +36,11 @@ class StateTree:
         leaves: dict[str, Leaf] = {}
         for prefix, child in children.items():
             for name, leaf in child.leaves.items():
-                full = check_name(join_name(prefix, name))
+                full = join_name(prefix, name)
                 if full in leaves:
                     raise UnsupportedError(f"two leaves are called {full!r}", hint="rename one of them")
                 leaves[full] = leaf
+        check_names(leaves)
         return StateTree(leaves, Branch("dict", tuple(children), tuple(c.skeleton for c in children.values())))
 
     def adding(self, children: Mapping[str, StateTree]) -> StateTree:
