@@ -398,3 +398,23 @@ def test_progress_ends_at_the_whole() -> None:
 def test_numpy_knows_every_dtype_that_has_one() -> None:
     for name, dtype in DTYPES.items():
         assert dtype_of(name).itemsize == dtype.itemsize
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_small_tensors_are_gathered_between_large_and_unchanged_ones(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = (0, 1, 5, 1000, (16 << 10) - 1, 16 << 10, (16 << 10) + 1, (128 << 10) + 3, (1 << 20) + 1)
+    weights = (1, 4, 4, 20, 4, 4, 4, 1, 1)
+    dtypes = (np.uint8, np.uint16, np.uint32)
+    leaves: dict[str, Any] = {
+        f"t{n}": rng.integers(0, 200, rng.choice(sizes, p=np.divide(weights, sum(weights))), dtypes[n % 3])
+        for n in range(300)
+    }
+    repository, store = save(leaves)
+    assert_same(load(repository), leaves)
+    for name in list(leaves)[::2]:
+        leaves[name] = leaves[name] + leaves[name].dtype.type(1)
+    repository.commit(tree_of(leaves))
+    assert_same(load(repository), leaves)
+    assert repository.verify().ok
+    assert len(headers(store)) == 2
