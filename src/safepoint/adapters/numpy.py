@@ -15,20 +15,12 @@ from safepoint.tree import Leaf, StateTree, Tensor
 
 OPAQUE = False
 
-
-def _scalar_leaf(scalar: np.generic) -> Tensor:
-    """The leaf of a scalar, which has no memory that could be written to instead of taking its place."""
-    array = np.array(scalar)
-    array.flags.writeable = False
-    return Tensor.of(array)
-
-
 TENSOR_KINDS = (
     TensorKind("numpy", lambda obj: isinstance(obj, np.ndarray), Tensor.of, lambda leaf: leaf.numpy().copy()),
     TensorKind(
         "numpy.scalar",
         lambda obj: isinstance(obj, np.generic),
-        _scalar_leaf,
+        lambda obj: Tensor.of(np.asarray(obj), live=False),
         lambda leaf: leaf.numpy().copy()[()],
         immutable=True,
     ),
@@ -97,7 +89,7 @@ def _python_tree(generator: random.Random) -> StateTree:
     leaves: dict[str, Leaf] = {
         "algorithm": "python.MT19937",
         "version": version,
-        "words": Tensor.of(np.array(words, dtype=np.uint32)),
+        "words": Tensor.of(np.array(words, dtype=np.uint32), live=False),
         "gauss": gauss,
     }
     return StateTree(leaves)

@@ -233,11 +233,11 @@ def _set_iterator(iterator: Any, tree: StateTree) -> None:
 def _array_leaves(name: str, tensor: Any) -> dict[str, Leaf]:
     """A tensor without a live counterpart; text as its bytes and their lengths."""
     if tensor.dtype != tf.string:
-        return {name: Tensor.of(tensor.numpy() if tensor.shape.rank else np.asarray(tensor.numpy()))}
+        return {name: Tensor.of(np.asarray(tensor.numpy()), live=False)}
     texts = [bytes(text) for text in tensor.numpy().reshape(-1)]
     lengths = np.array([len(text) for text in texts], np.int64).reshape(tuple(tensor.shape))
     data = np.frombuffer(b"".join(texts), np.uint8)
-    return {f"{name}/text": Tensor.of(data), f"{name}/lengths": Tensor.of(lengths)}
+    return {f"{name}/text": Tensor.of(data, live=False), f"{name}/lengths": Tensor.of(lengths, live=False)}
 
 
 def _array_of(name: str, tree: StateTree) -> NDArray[Any] | None:
@@ -293,7 +293,7 @@ def _capture_random() -> StateTree:
     leaves: dict[str, Leaf] = {"seed": None if current._seed is None else int(np.array(current._seed))}
     if current._seed is not None:
         version, words, gauss = current._rng.getstate()
-        leaves |= {"version": version, "words": Tensor.of(np.array(words, np.uint32)), "gauss": gauss}
+        leaves |= {"version": version, "words": Tensor.of(np.array(words, np.uint32), live=False), "gauss": gauss}
     if stateful_random_ops.global_generator is not None:
         generator = _leaves(stateful_random_ops.global_generator, "the global generator")
         leaves |= {f"generator/{name}": leaf for name, leaf in generator.items()}

@@ -92,14 +92,20 @@ class Tensor(msgspec.Struct, frozen=True, eq=False):
     transfer: Transfer | None = None
 
     @staticmethod
-    def of(array: NDArray[Any]) -> Tensor:
-        """The tensor leaf of a NumPy array, live: strided, transposed and big-endian arrays too.
+    def of(array: NDArray[Any], *, live: bool = True) -> Tensor:
+        """The tensor leaf of a NumPy array: strided, transposed and big-endian arrays too.
+
+        Args:
+            array: holds the content, or a copy of it.
+            live: False where it is a copy, so that writing to it would change nothing.
 
         Raises:
             UnsupportedError: the array holds objects, text, records or times.
         """
         spec = TensorSpec(array.shape, dtype_name(array.dtype))
         flags = array.flags
+        if not live:
+            return Tensor(spec, lambda: bytes_of(array))
         if flags.c_contiguous and flags.writeable and array.dtype.isnative:  # nearly always, and quick
             memory = _flat(array) if type(array) is np.ndarray else bytes_of(array)
             return Tensor(spec, lambda: memory, partial(np.copyto, memory), memory)

@@ -60,7 +60,7 @@ def stored_leaf(value: Any) -> Tensor:
         UnsupportedError: it stored something that is no array.
     """
     array = np.asarray(keras.ops.convert_to_numpy(value) if keras.ops.is_tensor(value) else value)
-    return Tensor.of(array)
+    return Tensor.of(array, live=False)
 
 
 def _load_stores(tree: StateTree, state: State, undo: list[Callable[[], object]]) -> None:
