@@ -119,7 +119,7 @@ def _put(plan: Plan, leaves: Mapping[str, Leaf], fill: Callable[[], None] | None
     parts: list[tuple[str, Any, Adapter, StateTree]] = []
     for name, obj in plan.objects.items():
         saved = part_of(plan.saved, name, plan.objects)
-        if saved is not None:
+        if saved is not None and name in plan.templates:  # else it refused, and stays as it is
             own = {n: leaves[full] for n in saved.leaves if (full := join_name(name, n)) in leaves}
             if saved.leaves and not own and not any(join_name(name, n) in plan.names for n in saved.leaves):
                 continue  # nothing of it was chosen
