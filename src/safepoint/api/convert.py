@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,7 +22,7 @@ from safepoint.api.outgoing import CASTS, Ledger, casts
 from safepoint.errors import CorruptionError, ExistsError, NotFoundError, SafepointError, UnsupportedError
 from safepoint.formats.writing import TARGETS, Content, Target, check_room, target_of, write
 from safepoint.repository import Progress, Repository, Snapshot
-from safepoint.tree import Branch, Leaf, Node, StateTree, Tensor, Value, check_name, join_name
+from safepoint.tree import Branch, Leaf, Node, StateTree, Tensor, Value, check_names, join_name
 from safepoint.tree import rename as rename_names
 from safepoint.tree import select as select_names
 from safepoint.tree.leaves import Bytes
@@ -228,7 +228,7 @@ def _to_file(
     force: bool,
     progress: Progress | None,
 ) -> Conversion:
-    _check_names(names.values())
+    _check_names(tuple(names.values()))
     whole = tensors.kind not in _VERIFIED_IN_PARTS
     mine = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
     cast = {name: casts(tensor.spec, dtype) for name, tensor in mine.items()}
@@ -267,11 +267,10 @@ def _opaque(tensors: Tensors, leaves: Mapping[str, Leaf]) -> tuple[str, ...]:
     return tuple(name for name in leaves if name in quantized)
 
 
-def _check_names(names: Iterable[str]) -> None:
+def _check_names(names: Collection[str]) -> None:
     """Whether names can be kept: no file of ours may do what a stranger's name was made for."""
     try:
-        for name in names:
-            check_name(name)
+        check_names(names)
     except UnsupportedError as error:
         error.advise("--rename REGEX=NEW, or leave it out with --select")
         raise
